@@ -1,0 +1,1 @@
+//! The CPU backend: native kernels on a thread pool.

@@ -1,0 +1,1 @@
+//! The NPU program format: records, builder, verifier and (dis)assembler.

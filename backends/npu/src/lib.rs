@@ -1,0 +1,1 @@
+//! Loads NPU plugins from shared libraries.

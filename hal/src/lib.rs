@@ -1,0 +1,1 @@
+//! Hardware abstraction layer: devices, memory, streams, events and kernel launch.

@@ -1,0 +1,1 @@
+//! Tensors, op registry, graph, automatic differentiation, planning and kernels.

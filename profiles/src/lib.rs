@@ -1,0 +1,1 @@
+//! YAML device profiles: schema, matching, inheritance.
