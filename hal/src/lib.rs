@@ -1,1 +1,44 @@
-//! Hardware abstraction layer: devices, memory, streams, events and kernel launch.
+//! Halite's hardware abstraction layer: devices, memory, streams, events and kernel launch.
+//!
+//! A [`Registry`] holds backends, which find devices at run time. An opened [`Device`] makes [`Buffer`]s,
+//! [`Stream`]s and [`Kernel`]s; a stream runs copies, fills and launches in order; an [`Event`] is a point on a
+//! stream. [`CommandList`] replays recorded work, and [`Pool`] hands out memory in the order of a stream.
+//!
+//! These types are checked handles. What a backend implements is in [`driver`]; [`null`] is the template for one.
+//!
+//! | noun | file | | noun | file |
+//! | --- | --- | --- | --- | --- |
+//! | device | `device.rs` | | kernel, signature | `kernel.rs`, `native.rs`, `builtin.rs` |
+//! | buffer | `buffer.rs`, `host.rs` | | recorded work | `command_list.rs` |
+//! | stream, event | `stream.rs`, `event.rs` | | caching allocator | `pool.rs` |
+//! | backends, devices found | `registry.rs` | | plugin interface | `plugin/`, `include/halite_plugin.h` |
+
+mod buffer;
+pub mod builtin;
+mod command_list;
+mod device;
+pub mod driver;
+mod dtype;
+mod error;
+mod event;
+mod host;
+mod kernel;
+mod layer;
+pub mod native;
+mod registry;
+mod stream;
+
+pub use buffer::{Buffer, BufferSlice};
+pub use command_list::{
+    Binding, Command, CommandList, CommandListBuilder, RecordedArg, RecordedCommand, RecordedRange,
+};
+pub use device::{Device, DeviceId, DeviceInfo, Health, Limits, MemoryInfo, MemoryKind};
+pub use dtype::{DType, Element, Scalar, as_bytes, from_bytes};
+pub use error::{Error, ErrorKind, Result};
+pub use event::Event;
+pub use host::{HostBytes, HostTarget, PendingRead};
+pub use kernel::{Access, Arg, ArgType, Kernel, KernelSource, Signature};
+pub use layer::{Layer, select_layers};
+pub use native::{NativeArg, NativeKernel, Workgroup};
+pub use registry::{Absence, Discovery, Registry};
+pub use stream::Stream;

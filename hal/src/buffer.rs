@@ -1,0 +1,194 @@
+//! Device memory.
+
+use crate::{DeviceId, Error, MemoryKind, Result};
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// A number that no other HAL object of this process has had.
+pub(crate) fn fresh_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Device memory, owned.
+///
+/// 1. [`Device::allocate`](crate::Device::allocate) makes one. Its contents are zeros or stale data of this process.
+/// 2. Clones are handles to the same memory. Work that is enqueued on a stream holds a handle until it is done.
+/// 3. The memory is freed when the last handle is dropped, and so after its last use on any stream.
+///
+/// Handles are `Send + Sync`; the contents are ordered by streams and events alone.
+#[derive(Clone)]
+pub struct Buffer(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    device: DeviceId,
+    kind: MemoryKind,
+    len_bytes: u64,
+    host: Option<HostPointer>,
+    object: Box<dyn Any + Send + Sync>,
+}
+
+struct HostPointer(NonNull<u8>);
+// SAFETY: the pointer is only handed out; whoever dereferences it answers for ordering (see `host_pointer`).
+unsafe impl Send for HostPointer {}
+// SAFETY: as above.
+unsafe impl Sync for HostPointer {}
+
+impl Buffer {
+    /// Wraps a backend's memory. `object` frees it when dropped; `host` is its address for mappable kinds.
+    pub fn new(
+        device: DeviceId,
+        kind: MemoryKind,
+        len_bytes: u64,
+        host: Option<NonNull<u8>>,
+        object: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self(Arc::new(Inner { id: fresh_id(), device, kind, len_bytes, host: host.map(HostPointer), object }))
+    }
+
+    /// A number that no other object of this process has had; layers key their tables with it.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// The device that the memory belongs to.
+    pub fn device(&self) -> &DeviceId {
+        &self.0.device
+    }
+
+    /// Where the memory lies.
+    pub fn kind(&self) -> MemoryKind {
+        self.0.kind
+    }
+
+    /// Length in bytes; may be 0.
+    pub fn len_bytes(&self) -> u64 {
+        self.0.len_bytes
+    }
+
+    /// The host's address of a mappable buffer, `None` for others.
+    ///
+    /// Whoever reads or writes through it must have ordered that against all enqueued work, by
+    /// [`Stream::synchronize`](crate::Stream::synchronize) or an event.
+    pub fn host_pointer(&self) -> Option<NonNull<u8>> {
+        self.0.host.as_ref().map(|host| host.0)
+    }
+
+    /// The backend's object, if it is a `T`. For backends.
+    pub fn object<T: Any>(&self) -> Option<&T> {
+        self.0.object.downcast_ref()
+    }
+
+    /// Whether both handles name the same memory.
+    pub fn is_same(&self, other: &Buffer) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The whole buffer as a slice.
+    pub fn all(&self) -> BufferSlice {
+        BufferSlice { buffer: self.clone(), offset: 0, len: self.len_bytes() }
+    }
+
+    /// `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the range does not lie inside.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<BufferSlice> {
+        self.all().slice(offset, len)
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer#{}({}, {:?}, {} bytes)", self.id(), self.device(), self.kind(), self.len_bytes())
+    }
+}
+
+/// A range of bytes inside a buffer; holds the buffer alive. In bounds by construction.
+#[derive(Debug, Clone)]
+pub struct BufferSlice {
+    buffer: Buffer,
+    offset: u64,
+    len: u64,
+}
+
+impl BufferSlice {
+    /// The buffer that the range lies in.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// First byte.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length in bytes; may be 0.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// The range in bytes.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.len
+    }
+
+    /// `len` bytes from `offset`, counted from this slice's first byte.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the range does not lie inside.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<BufferSlice> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => {
+                Ok(BufferSlice { buffer: self.buffer.clone(), offset: self.offset + offset, len })
+            }
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at offset {offset} do not lie in the {} bytes of the buffer",
+                self.len
+            ))),
+        }
+    }
+
+    /// Whether both share at least one byte.
+    pub fn overlaps(&self, other: &BufferSlice) -> bool {
+        self.buffer.is_same(&other.buffer)
+            && self.offset < other.offset + other.len
+            && other.offset < self.offset + self.len
+            && self.len > 0
+            && other.len > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer(len: u64) -> Buffer {
+        Buffer::new(DeviceId::new("test", 0), MemoryKind::Device, len, None, Box::new(()))
+    }
+
+    #[test]
+    fn slices_stay_inside_and_never_overflow() {
+        let buffer = buffer(16);
+        let slice = buffer.slice(4, 8).unwrap().slice(2, 6).unwrap();
+        assert_eq!(slice.range(), 6..12);
+        assert!(slice.slice(1, 6).is_err());
+        assert!(buffer.slice(u64::MAX, 2).is_err());
+        assert_eq!(buffer.slice(16, 0).unwrap().len_bytes(), 0);
+    }
+
+    #[test]
+    fn overlap_needs_the_same_buffer_and_a_shared_byte() {
+        let (a, b) = (buffer(16), buffer(16));
+        assert!(a.slice(0, 8).unwrap().overlaps(&a.slice(7, 2).unwrap()));
+        assert!(!a.slice(0, 8).unwrap().overlaps(&a.slice(8, 8).unwrap()));
+        assert!(!a.slice(4, 0).unwrap().overlaps(&a.all()));
+        assert!(!a.all().overlaps(&b.all()));
+    }
+}

@@ -1,0 +1,285 @@
+//! Opened devices: what they can do, and the objects that they make.
+
+use crate::command_list::{CommandList, CommandListBuilder};
+use crate::{Buffer, DType, Error, ErrorKind, Kernel, KernelSource, Result, Stream, driver};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Names one device of this process: a backend and an index, written `cpu:0`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId {
+    /// The backend's name: `cpu`, `cuda`, `opencl`, `npu`.
+    pub backend: String,
+    /// The device's index within the backend, from 0.
+    pub index: u32,
+}
+
+impl DeviceId {
+    /// The device `index` of `backend`.
+    pub fn new(backend: impl Into<String>, index: u32) -> Self {
+        Self { backend: backend.into(), index }
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.backend, self.index)
+    }
+}
+
+impl FromStr for DeviceId {
+    type Err = Error;
+
+    /// Reads `backend` (index 0) or `backend:index`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (backend, index) = text.split_once(':').unwrap_or((text, "0"));
+        let index = index.parse().ok().filter(|_| !backend.is_empty()).ok_or_else(|| {
+            Error::invalid(format!("'{text}' names no device; write a backend and an index, such as cpu:0"))
+        })?;
+        Ok(Self::new(backend, index))
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// The device's own memory; the fastest for kernels.
+    Device,
+    /// Memory that both sides address; [`Buffer::host_pointer`] is there.
+    HostVisible,
+    /// Host memory that the device copies from and to without staging.
+    Pinned,
+}
+
+/// Hard limits of a device. Requests beyond them are refused before they reach the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest single allocation in bytes.
+    pub max_allocation_bytes: u64,
+    /// Every buffer offset that a kernel gets must be a multiple of this (a power of two, at least 1).
+    pub offset_alignment_bytes: u64,
+    /// Most workgroups per axis of a launch.
+    pub max_grid: [u32; 3],
+    /// Most arguments of a kernel.
+    pub max_args: u32,
+}
+
+/// What a device is and can do, as probed; it never changes while the process runs.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// The device's name within this process.
+    pub id: DeviceId,
+    /// The product's name, as the driver tells it.
+    pub name: String,
+    /// The maker, as the driver tells it; may be empty.
+    pub vendor: String,
+    /// The driver's or plugin's version; part of cache keys.
+    pub driver_version: String,
+    /// Memory that kernels can use, in bytes.
+    pub memory_bytes: u64,
+    /// Cores, multiprocessors or the like.
+    pub compute_units: u32,
+    /// Element types that kernels can load and store.
+    pub dtypes: Vec<DType>,
+    /// Kernel formats that [`Device::load`] accepts: `native`, `opencl-c`, `cuda-c`, `cubin`, `npu-program`, `builtin`.
+    pub kernel_formats: Vec<String>,
+    /// Capabilities that kernel variants may require: `avx512f`, `subgroups`, `tensor-cores`.
+    pub features: Vec<String>,
+    /// Hard limits.
+    pub limits: Limits,
+}
+
+impl DeviceInfo {
+    /// A description with the given identity and conservative values elsewhere; a backend fills in what it probed.
+    pub fn new(id: DeviceId, name: impl Into<String>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            vendor: String::new(),
+            driver_version: String::new(),
+            memory_bytes: 0,
+            compute_units: 1,
+            dtypes: Vec::new(),
+            kernel_formats: Vec::new(),
+            features: Vec::new(),
+            limits: Limits {
+                max_allocation_bytes: 0,
+                offset_alignment_bytes: 1,
+                max_grid: [u32::MAX, u32::from(u16::MAX), u32::from(u16::MAX)],
+                max_args: 64,
+            },
+        }
+    }
+
+    /// Whether kernels may use `feature`.
+    pub fn has_feature(&self, feature: &str) -> bool {
+        self.features.iter().any(|own| own == feature)
+    }
+
+    /// Whether [`Device::load`] accepts kernels of `format`.
+    pub fn accepts(&self, format: &str) -> bool {
+        self.kernel_formats.iter().any(|own| own == format)
+    }
+}
+
+/// Memory of a device at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryInfo {
+    /// Bytes in buffers of this process.
+    pub used_bytes: u64,
+    /// Bytes that a new buffer could still take, as far as the driver tells.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Live buffers of this process.
+    pub buffers: u64,
+}
+
+/// Whether a device still answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It works.
+    Ok,
+    /// It is gone for good; the reason of the first failure. Open it anew to go on.
+    Lost {
+        /// What the driver said first.
+        reason: String,
+    },
+}
+
+/// An opened device.
+///
+/// 1. [`Registry::open`](crate::Registry::open) gives one; clones are cheap handles to the same device.
+/// 2. It makes buffers, streams, kernels and command lists. Each belongs to it; passing one to another device is
+///    an `InvalidArgument`.
+/// 3. It is closed when the last handle, and the last object made by it, is dropped.
+///
+/// Every method may be called from any thread at any time. This type checks arguments against the device's
+/// [`Limits`], so that a backend sees legal calls only.
+#[derive(Clone)]
+pub struct Device(Arc<dyn driver::Device>);
+
+impl Device {
+    /// Wraps what a backend or a layer implements.
+    pub fn new(device: Arc<dyn driver::Device>) -> Self {
+        Self(device)
+    }
+
+    /// The implementation behind the handle, for layers.
+    pub fn driver(&self) -> &Arc<dyn driver::Device> {
+        &self.0
+    }
+
+    /// What the device is and can do. Never blocks.
+    pub fn info(&self) -> &DeviceInfo {
+        self.0.info()
+    }
+
+    /// The device's name within this process.
+    pub fn id(&self) -> &DeviceId {
+        &self.info().id
+    }
+
+    /// Memory in use and free. May ask the driver; does not wait for enqueued work.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `Backend`.
+    pub fn memory(&self) -> Result<MemoryInfo> {
+        self.0.memory().map_err(|e| self.name_error(e, "device.memory"))
+    }
+
+    /// Whether the device still answers. `Lost` is sticky.
+    pub fn health(&self) -> Health {
+        self.0.health()
+    }
+
+    /// Allocates `len_bytes` of `kind`; zero is legal. May block in the driver.
+    ///
+    /// The contents are zeros or stale data of this process, never uninitialised memory. Most callers want the
+    /// stream-ordered [`Pool`](crate::Pool) instead.
+    ///
+    /// # Errors
+    /// `TooLarge` beyond [`Limits::max_allocation_bytes`] or the device's memory, `OutOfMemory` when it is full,
+    /// `Unsupported` for a kind that the device lacks, `DeviceLost`.
+    pub fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
+        let info = self.info();
+        let limit = info.limits.max_allocation_bytes.min(info.memory_bytes);
+        if len_bytes > limit {
+            let message = format!(
+                "{len_bytes} bytes in one allocation, but the device allows {limit}; use smaller tensors or batches"
+            );
+            let error = Error::new(ErrorKind::TooLarge { requested: len_bytes, limit }, message);
+            return Err(self.name_error(error, "device.allocate"));
+        }
+        self.0.allocate(len_bytes, kind).map_err(|e| self.name_error(e, "device.allocate"))
+    }
+
+    /// A new in-order queue. May block in the driver.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `OutOfMemory` when the device has no further queue, `Backend`.
+    pub fn create_stream(&self) -> Result<Stream> {
+        let stream = self.0.create_stream().map_err(|e| self.name_error(e, "device.create_stream"))?;
+        Ok(Stream::new(self.clone(), stream))
+    }
+
+    /// Makes a kernel from source. May compile, and so block for long; the caller caches.
+    ///
+    /// # Errors
+    /// `Unsupported` for a format or built-in that the device does not take, `Build` with the compiler's log,
+    /// `BadFormat` for a damaged binary, `DeviceLost`.
+    pub fn load(&self, source: &KernelSource) -> Result<Kernel> {
+        let format = source.format();
+        if !self.info().accepts(format) {
+            let known = self.info().kernel_formats.join(", ");
+            let message = format!(
+                "kernel '{}' is of format {format}, but the device takes {known}; register a variant in one of these",
+                source.name()
+            );
+            return Err(self.name_error(Error::unsupported(message), "device.load"));
+        }
+        if let Some(missing) = source.requires().iter().find(|feature| !self.info().has_feature(feature)) {
+            let message = format!(
+                "kernel '{}' requires the feature {missing}, which the device lacks; choose another variant",
+                source.name()
+            );
+            return Err(self.name_error(Error::unsupported(message), "device.load"));
+        }
+        self.0.load(source).map_err(|e| self.name_error(e, "device.load"))
+    }
+
+    /// Freezes recorded commands into a list that streams of this device replay.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a kernel of another device was recorded, `Backend`.
+    pub fn finish(&self, commands: CommandListBuilder) -> Result<CommandList> {
+        commands.finish(self).map_err(|e| self.name_error(e, "device.finish"))
+    }
+
+    pub(crate) fn name_error(&self, error: Error, call: &str) -> Error {
+        error.on_device(self.id()).in_call(call)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({}, {})", self.id(), self.info().name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_id_defaults_to_index_zero_and_rejects_nonsense() {
+        assert_eq!("cuda".parse::<DeviceId>().unwrap(), DeviceId::new("cuda", 0));
+        assert_eq!("cuda:7".parse::<DeviceId>().unwrap().to_string(), "cuda:7");
+        for bad in ["", ":1", "cpu:", "cpu:x", "cpu:-1", "cpu:1:2"] {
+            assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Points on a stream that can be waited for.
+
+use crate::buffer::fresh_id;
+use crate::{DeviceId, Result, driver};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A point on a stream: everything enqueued before [`Stream::record`](crate::Stream::record) made it.
+///
+/// 1. `record` makes a new one each time; an event never changes what it stands for.
+/// 2. It is done when all that work is done, or has failed.
+/// 3. Clones are handles to the same point. Dropping them all is always allowed.
+///
+/// Every method may be called from any thread.
+#[derive(Clone)]
+pub struct Event(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    device: DeviceId,
+    event: Box<dyn driver::Event>,
+}
+
+impl Event {
+    /// Wraps a backend's event. For backends.
+    pub fn new(device: DeviceId, event: Box<dyn driver::Event>) -> Self {
+        Self(Arc::new(Inner { id: fresh_id(), device, event }))
+    }
+
+    /// A number that no other object of this process has had.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// The device whose stream recorded it.
+    pub fn device(&self) -> &DeviceId {
+        &self.0.device
+    }
+
+    /// Whether the point has been reached. Never blocks.
+    ///
+    /// # Errors
+    /// The first failure of the work before the point.
+    pub fn is_done(&self) -> Result<bool> {
+        self.0.event.is_done().map_err(|e| e.on_device(self.device()).in_call("event.is_done"))
+    }
+
+    /// Blocks until the point is reached, at most for `timeout`; `None` waits without limit.
+    ///
+    /// # Errors
+    /// `Timeout` (the work goes on; wait again), or the first failure of the work before the point.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<()> {
+        self.0.event.wait(timeout).map_err(|e| e.on_device(self.device()).in_call("event.wait"))
+    }
+
+    /// Device time between `earlier` and this event; both must be done. Resolution is the device's clock.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when one is not done, or they are of different devices; `Unsupported` without a clock.
+    pub fn elapsed_since(&self, earlier: &Event) -> Result<Duration> {
+        let name = |e: crate::Error| e.on_device(self.device()).in_call("event.elapsed_since");
+        if earlier.device() != self.device() {
+            return Err(name(crate::Error::invalid(format!(
+                "the earlier event is of {}; devices share no clock",
+                earlier.device()
+            ))));
+        }
+        self.0.event.elapsed_since(earlier).map_err(name)
+    }
+
+    /// The backend's object, if it is a `T`. For backends.
+    pub fn object<T: driver::Event>(&self) -> Option<&T> {
+        (self.0.event.as_ref() as &dyn std::any::Any).downcast_ref()
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Event#{}({})", self.id(), self.device())
+    }
+}

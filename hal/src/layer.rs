@@ -1,0 +1,40 @@
+//! Layers: devices around devices, chosen at run time.
+
+use crate::{Device, Error, Result};
+use std::sync::Arc;
+
+/// Makes a device that passes calls on to `inner` and does something of its own beside it: checks, a timeline,
+/// injected failures.
+///
+/// Buffers, kernels and events of the inner device are passed through as they are: they carry an id, under which
+/// a layer keeps side tables. Only streams are wrapped. No backend knows of layers.
+pub trait Layer: Send + Sync {
+    /// The name in `HALITE_LAYERS`.
+    fn name(&self) -> &str;
+
+    /// Wraps an opened device.
+    ///
+    /// # Errors
+    /// Whatever the layer needs and does not find.
+    fn wrap(&self, inner: Device) -> Result<Device>;
+}
+
+/// Picks layers by a comma-separated list of names, the value of `HALITE_LAYERS`; the first is innermost.
+///
+/// # Errors
+/// `InvalidArgument` for a name that is not among `known`.
+pub fn select_layers(list: &str, known: &[Arc<dyn Layer>]) -> Result<Vec<Arc<dyn Layer>>> {
+    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            known.iter().find(|layer| layer.name() == name).cloned().ok_or_else(|| {
+                let names: Vec<_> = known.iter().map(|layer| layer.name()).collect();
+                let known =
+                    if names.is_empty() { "there are none in this build".into() } else { names.join(", ") };
+                Error::invalid(format!(
+                    "HALITE_LAYERS names the unknown layer '{name}'; known layers: {known}"
+                ))
+            })
+        })
+        .collect()
+}
