@@ -245,7 +245,7 @@ pub(crate) fn check_fill(dst: &BufferSlice, pattern: &[u8]) -> Result<()> {
     if !matches!(len, 1 | 2 | 4 | 8) {
         return Err(Error::invalid(format!("a pattern has 1, 2, 4 or 8 bytes, got {len}")));
     }
-    if dst.len_bytes() % len != 0 || dst.offset() % len != 0 {
+    if !dst.len_bytes().is_multiple_of(len) || !dst.offset().is_multiple_of(len) {
         return Err(Error::invalid(format!(
             "a pattern of {len} bytes does not divide {} bytes at offset {}",
             dst.len_bytes(),
