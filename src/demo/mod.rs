@@ -5,3 +5,6 @@
 //! or a self-contained page. None of them knows a tensor or a driver.
 
 pub mod digits;
+pub mod progress;
+pub mod report;
+pub mod run;
