@@ -25,6 +25,7 @@ mod host;
 mod kernel;
 mod layer;
 pub mod native;
+pub mod plugin;
 mod registry;
 mod stream;
 

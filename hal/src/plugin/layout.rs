@@ -1,0 +1,212 @@
+//! Compares this mirror with the header, as a C and a C++ compiler see it.
+
+use super::*;
+use crate::{DType, ErrorKind};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+pub(crate) struct Struct {
+    pub name: &'static str,
+    pub size: usize,
+    /// Name, offset and size.
+    pub fields: Vec<(&'static str, usize, usize)>,
+}
+
+pub(crate) fn size_of_field<S, T>(_field: fn(&S) -> &T) -> usize {
+    size_of::<T>()
+}
+
+/// Every constant of the header, with the mirror's value.
+fn constants() -> Vec<(&'static str, i128)> {
+    let mut constants: Vec<(&'static str, i128)> = vec![
+        ("HALITE_ABI_MAJOR", ABI_MAJOR.into()),
+        ("HALITE_ABI_MINOR", ABI_MINOR.into()),
+        ("HALITE_STATUS_OK", STATUS_OK.into()),
+        ("HALITE_STATUS_INVALID_ARGUMENT", STATUS_INVALID_ARGUMENT.into()),
+        ("HALITE_STATUS_UNSUPPORTED", STATUS_UNSUPPORTED.into()),
+        ("HALITE_STATUS_UNAVAILABLE", STATUS_UNAVAILABLE.into()),
+        ("HALITE_STATUS_OUT_OF_MEMORY", STATUS_OUT_OF_MEMORY.into()),
+        ("HALITE_STATUS_TOO_LARGE", STATUS_TOO_LARGE.into()),
+        ("HALITE_STATUS_BUILD", STATUS_BUILD.into()),
+        ("HALITE_STATUS_BAD_FORMAT", STATUS_BAD_FORMAT.into()),
+        ("HALITE_STATUS_TIMEOUT", STATUS_TIMEOUT.into()),
+        ("HALITE_STATUS_FAULT", STATUS_FAULT.into()),
+        ("HALITE_STATUS_LINK", STATUS_LINK.into()),
+        ("HALITE_STATUS_DEVICE_LOST", STATUS_DEVICE_LOST.into()),
+        ("HALITE_STATUS_ABI_MISMATCH", STATUS_ABI_MISMATCH.into()),
+        ("HALITE_STATUS_BACKEND", STATUS_BACKEND.into()),
+        ("HALITE_MEMORY_DEVICE", MEMORY_DEVICE.into()),
+        ("HALITE_MEMORY_HOST_VISIBLE", MEMORY_HOST_VISIBLE.into()),
+        ("HALITE_MEMORY_PINNED", MEMORY_PINNED.into()),
+        ("HALITE_COMPLETION_PENDING", COMPLETION_PENDING.into()),
+        ("HALITE_COMPLETION_DONE", COMPLETION_DONE.into()),
+        ("HALITE_COMPLETION_FAILED", COMPLETION_FAILED.into()),
+        ("HALITE_NO_TIMEOUT", NO_TIMEOUT.into()),
+        ("HALITE_ARGUMENT_BUFFER", ARGUMENT_BUFFER.into()),
+        ("HALITE_ARGUMENT_SCALAR", ARGUMENT_SCALAR.into()),
+        ("HALITE_ACCESS_READ", ACCESS_READ.into()),
+        ("HALITE_ACCESS_WRITE", ACCESS_WRITE.into()),
+        ("HALITE_FEATURE_BUILTINS", FEATURE_BUILTINS.into()),
+        ("HALITE_FEATURE_PROGRAMS", FEATURE_PROGRAMS.into()),
+    ];
+    let dtypes = [
+        ("HALITE_DTYPE_BOOL", DType::Bool),
+        ("HALITE_DTYPE_I8", DType::I8),
+        ("HALITE_DTYPE_U8", DType::U8),
+        ("HALITE_DTYPE_I16", DType::I16),
+        ("HALITE_DTYPE_U16", DType::U16),
+        ("HALITE_DTYPE_I32", DType::I32),
+        ("HALITE_DTYPE_U32", DType::U32),
+        ("HALITE_DTYPE_I64", DType::I64),
+        ("HALITE_DTYPE_U64", DType::U64),
+        ("HALITE_DTYPE_F16", DType::F16),
+        ("HALITE_DTYPE_BF16", DType::BF16),
+        ("HALITE_DTYPE_F32", DType::F32),
+        ("HALITE_DTYPE_F64", DType::F64),
+    ];
+    constants.extend(dtypes.map(|(name, dtype)| (name, dtype_code(dtype).into())));
+    constants
+}
+
+/// A translation unit that fails to compile where header and mirror differ. The array's length is negative then,
+/// which C99 knows as well as C++.
+fn assertions() -> String {
+    let mut unit = String::from("#include <stddef.h>\n#include \"halite_plugin.h\"\n");
+    let mut number = 0;
+    let mut check = |condition: String| {
+        let _ = writeln!(unit, "extern char check_{number}[({condition}) ? 1 : -1];");
+        number += 1;
+    };
+    for item in structs() {
+        let name = item.name;
+        check(format!("sizeof({name}) == {}", item.size));
+        for (field, offset, size) in item.fields {
+            check(format!("offsetof({name}, {field}) == {offset}"));
+            check(format!("sizeof((({name} *)0)->{field}) == {size}"));
+        }
+    }
+    for (name, value) in constants() {
+        let suffix = if value > i64::MAX.into() { "u" } else { "" };
+        check(format!("{name} == {value}{suffix}"));
+    }
+    unit
+}
+
+/// Whether `unit` compiles; `None` without that compiler.
+fn compiles(compiler: &str, arguments: &[&str], unit: &str) -> Option<Result<(), String>> {
+    let include = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
+    let mut child = Command::new(compiler)
+        .args(arguments)
+        .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I", include, "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    child.stdin.take()?.write_all(unit.as_bytes()).ok()?;
+    let output = child.wait_with_output().ok()?;
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    Some(if output.status.success() { Ok(()) } else { Err(log) })
+}
+
+const C99: (&str, [&str; 3]) = ("cc", ["-x", "c", "-std=c99"]);
+const CPP17: (&str, [&str; 3]) = ("c++", ["-x", "c++", "-std=c++17"]);
+
+#[test]
+fn header_and_mirror_agree_as_c99_and_as_cpp17() {
+    let unit = assertions();
+    for (compiler, arguments) in [C99, CPP17] {
+        match compiles(compiler, &arguments, &unit) {
+            Some(result) => assert_eq!(result, Ok(()), "{compiler} {arguments:?}"),
+            None => println!("skipped: no compiler '{compiler}' on this machine"),
+        }
+    }
+}
+
+#[test]
+fn a_difference_between_header_and_mirror_would_be_seen() {
+    let unit = assertions().replace("sizeof(halite_range) == 32", "sizeof(halite_range) == 31");
+    match compiles(C99.0, &C99.1, &unit) {
+        Some(result) => assert!(result.is_err()),
+        None => println!("skipped: no compiler '{}' on this machine", C99.0),
+    }
+}
+
+/// Sizes and offsets that plugins in the field rely on; they may grow at the end and never change otherwise.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn layout_of_version_1_0_is_pinned() {
+    let sizes: Vec<_> = structs().iter().map(|item| (item.name, item.size)).collect();
+    let expected = [
+        ("halite_error", 48),
+        ("halite_host", 24),
+        ("halite_option", 24),
+        ("halite_device_info", 600),
+        ("halite_memory_info", 24),
+        ("halite_completion", 16),
+        ("halite_range", 32),
+        ("halite_operand", 32),
+        ("halite_attribute", 24),
+        ("halite_builtin_desc", 40),
+        ("halite_argument", 48),
+        ("halite_kernel_info", 16),
+        ("halite_argument_info", 24),
+        ("halite_counter", 96),
+        ("halite_plugin", 400),
+    ];
+    assert_eq!(sizes, expected);
+    assert_eq!(std::mem::offset_of!(Plugin, device_count), 120);
+    assert_eq!(std::mem::offset_of!(Plugin, event_query), 272);
+    assert_eq!(std::mem::offset_of!(Plugin, kernel_argument), 392);
+    assert_eq!(std::mem::offset_of!(DeviceInfo, memory_bytes), 264);
+}
+
+#[test]
+fn every_structure_starts_with_its_size() {
+    for item in structs() {
+        assert_eq!(item.fields[0], ("struct_size", 0, 8), "{}", item.name);
+    }
+    assert_eq!(Range::sized().struct_size, 32);
+}
+
+#[test]
+fn every_kind_has_a_status_of_its_own() {
+    let kinds = [
+        ErrorKind::InvalidArgument,
+        ErrorKind::Unsupported,
+        ErrorKind::Unavailable,
+        ErrorKind::OutOfMemory { requested: 0, free: 0 },
+        ErrorKind::TooLarge { requested: 0, limit: 0 },
+        ErrorKind::Build { log: String::new() },
+        ErrorKind::BadFormat,
+        ErrorKind::Timeout { after: Duration::ZERO },
+        ErrorKind::Fault,
+        ErrorKind::Link,
+        ErrorKind::DeviceLost,
+        ErrorKind::AbiMismatch,
+        ErrorKind::Backend { code: 0, message: String::new() },
+    ];
+    let mut statuses: Vec<_> = kinds.iter().map(status_of).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, (1..=13).collect::<Vec<_>>());
+}
+
+#[test]
+fn dtype_codes_read_back_and_unknown_ones_are_none() {
+    for dtype in DType::ALL {
+        assert_eq!(dtype_from_code(dtype_code(dtype)), Some(dtype));
+    }
+    assert_eq!(dtype_from_code(13), None);
+}
+
+#[test]
+fn fixed_text_is_cut_at_a_character_and_read_without_a_zero() {
+    let mut field = [1; 4];
+    set_fixed_text(&mut field, "aäö");
+    assert_eq!(fixed_text(&field), "aä");
+    assert_eq!(field[3], 0);
+    assert_eq!(fixed_text(&[b'x' as c_char; 4]), "xxxx");
+    set_fixed_text(&mut [], "x");
+}
