@@ -1,0 +1,213 @@
+//! The effective profile of a device: what is left after inheritance.
+
+use halite_hal::DType;
+
+use crate::error::{Error, Result};
+use crate::hash::Fnv1a;
+use crate::location::Location;
+use crate::schema::{Content, Criteria, Fallback, KernelEntry, MemoryPolicy, PoolLimit};
+use crate::yaml::{Node, join};
+
+/// What a device is, as its driver reports it; profiles are matched against it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// The backend: `cpu`, `cuda`, `opencl`, `npu`.
+    pub backend: String,
+    /// The device's name.
+    pub device_name: String,
+    /// The vendor's name; empty where unknown.
+    pub vendor: String,
+    /// What the device was probed to have: `avx2`, `fp16`, ...
+    pub features: Vec<String>,
+}
+
+/// An effective profile: the values of the file and of everything it extends, each with its origin.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    content: Content,
+    /// The merged tree, from which provenance is shown.
+    pub(crate) node: Node,
+    /// Names from the profile itself to its last ancestor.
+    lineage: Vec<String>,
+    hash: u64,
+}
+
+impl Profile {
+    /// Reads the merged tree `node`; `lineage` names the profile and its ancestors.
+    pub(crate) fn from_merged(node: Node, lineage: Vec<String>) -> Result<Self> {
+        let content = Content::read(&node)?;
+        let hash = content_hash(&content);
+        Ok(Self { content, node, lineage, hash })
+    }
+
+    /// The profile's name.
+    pub fn name(&self) -> &str {
+        &self.content.name
+    }
+
+    /// Where the name stands; a built-in profile's file is `builtin:NAME.yaml`.
+    pub fn origin(&self) -> &Location {
+        self.node.child("name").map_or(&self.node.at, |node| &node.at)
+    }
+
+    /// Whether the profile is compiled into the program (its values may still come from a user's profile
+    /// that replaces an ancestor).
+    pub fn is_builtin(&self) -> bool {
+        self.origin().is_builtin()
+    }
+
+    /// The profiles it extends, nearest first.
+    pub fn ancestors(&self) -> &[String] {
+        self.lineage.get(1..).unwrap_or_default()
+    }
+
+    /// Whether `match` accepts the device. A profile without `match` is only ever chosen by name.
+    pub fn matches(&self, facts: &DeviceFacts) -> bool {
+        self.content.criteria.as_ref().is_some_and(|criteria| criteria.accept(facts))
+    }
+
+    /// The device's peak in operations per second of this type, where the profile gives it.
+    pub fn peak_rate(&self, dtype: DType) -> Option<f64> {
+        self.content.peak.get(&dtype).copied()
+    }
+
+    /// The peak bandwidth of the device's memory in bytes per second, where the profile gives it.
+    pub fn peak_bandwidth(&self) -> Option<f64> {
+        self.content.bandwidth
+    }
+
+    /// Where the peak rates come from.
+    pub fn source(&self) -> Option<&str> {
+        self.content.source.as_deref()
+    }
+
+    /// How memory is used.
+    pub fn memory(&self) -> MemoryPolicy {
+        self.content.memory
+    }
+
+    /// The type to accumulate in for elements of `dtype`, where the profile wishes one. It counts only among
+    /// what the op allows.
+    pub fn accumulate(&self, dtype: DType) -> Option<DType> {
+        self.content.accumulate.get(&dtype).copied()
+    }
+
+    /// What happens with an op that the device has no kernel for.
+    pub fn fallback(&self) -> Fallback {
+        self.content.fallback
+    }
+
+    /// The ops under `kernels` with their entries, sorted by name.
+    pub fn kernels(&self) -> impl Iterator<Item = (&str, &[KernelEntry])> {
+        self.content.kernels.iter().map(|(op, entries)| (op.as_str(), entries.as_slice()))
+    }
+
+    /// The entries of one op, best first; empty if the profile says nothing about it.
+    pub fn kernel_entries(&self, op: &str) -> &[KernelEntry] {
+        self.content.kernels.get(op).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Checks that every op which a user's file names under `kernels` exists, so that a typing error is not
+    /// silently without effect. Built-in files may name ops that a program has left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownOp`] with file and line.
+    pub fn check_ops(&self, known: &[&str]) -> Result<()> {
+        for (op, entries) in self.kernels() {
+            let at = entries.first().map_or(self.origin(), KernelEntry::origin);
+            if !at.is_builtin() && !known.contains(&op) {
+                let known = known.iter().map(|name| (*name).to_owned()).collect();
+                return Err(Error::UnknownOp { at: at.clone(), op: op.to_owned(), known });
+            }
+        }
+        Ok(())
+    }
+
+    /// A hash of everything that can change what is launched: peak rates, kernels, memory, accumulation and
+    /// fallback. Names, `match`, sources, provenance, comments and the order of keys do not count. It is the
+    /// same on every machine and in every run.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// How specific the profile is among those of the same origin; the greatest wins.
+    pub(crate) fn specificity(&self) -> (i64, usize, usize) {
+        let criteria = self.content.criteria.as_ref();
+        let priority = criteria.map_or(0, |criteria| criteria.priority);
+        let count = criteria.map_or(0, Criteria::count);
+        (priority, count, self.lineage.len())
+    }
+
+    /// The path of a key of the op's entry `index`, as messages show it.
+    pub(crate) fn entry_path(op: &str, index: usize, key: &str) -> String {
+        join(&format!("kernels.{op}[{index}]"), key)
+    }
+}
+
+impl Criteria {
+    fn accept(&self, facts: &DeviceFacts) -> bool {
+        self.backend.as_ref().is_none_or(|backend| *backend == facts.backend)
+            && self.device.as_ref().is_none_or(|device| device.is_match(&facts.device_name))
+            && self.vendor.as_ref().is_none_or(|vendor| vendor.is_match(&facts.vendor))
+            && self.features.iter().all(|feature| facts.features.contains(feature))
+    }
+}
+
+fn content_hash(content: &Content) -> u64 {
+    let mut hash = Fnv1a::new();
+    // The first text versions the encoding below.
+    hash.text("halite-profile-1");
+    hash.number(content.peak.len() as u64);
+    for (dtype, rate) in &content.peak {
+        hash.text(dtype.name());
+        hash.number(rate.to_bits());
+    }
+    hash.text("bandwidth");
+    hash.number(content.bandwidth.map_or(u64::MAX, f64::to_bits));
+    hash.text("memory");
+    for flag in [content.memory.local_staging, content.memory.host_visible] {
+        hash.number(flag.map_or(2, u64::from));
+    }
+    match content.memory.pool_limit {
+        None => hash.number(0),
+        Some(PoolLimit::Share(share)) => {
+            hash.number(1);
+            hash.number(share.to_bits());
+        }
+        Some(PoolLimit::Bytes(bytes)) => {
+            hash.number(2);
+            hash.number(bytes);
+        }
+    }
+    hash.text("accumulate");
+    hash.number(content.accumulate.len() as u64);
+    for (dtype, wide) in &content.accumulate {
+        hash.text(dtype.name());
+        hash.text(wide.name());
+    }
+    hash.text(content.fallback.name());
+    hash.number(content.kernels.len() as u64);
+    for (op, entries) in &content.kernels {
+        hash.text(op);
+        hash.number(entries.len() as u64);
+        for entry in entries {
+            hash.text(&entry.variant);
+            hash.text(&entry.when().map(ToString::to_string).unwrap_or_default());
+            let parameters = entry.parameters();
+            for extents in [parameters.tile(), parameters.threads()] {
+                let extents = extents.unwrap_or_default();
+                hash.number(extents.len() as u64);
+                for extent in extents {
+                    hash.number(u64::from(*extent));
+                }
+            }
+            hash.number(parameters.ints().count() as u64);
+            for (name, value) in parameters.ints() {
+                hash.text(name);
+                hash.number(u64::from(value));
+            }
+        }
+    }
+    hash.finish()
+}
