@@ -10,7 +10,7 @@ pub mod output;
 pub mod profile;
 pub mod select;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -158,11 +158,6 @@ fn one_line(error: &clap::Error) -> String {
         let line = line.strip_prefix("tip: ").unwrap_or(line);
         if !line.is_empty() && !line.starts_with("For more information") {
             parts.push(line.to_owned());
-        }
-    }
-    if error.kind() == ErrorKind::MissingRequiredArgument {
-        if let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) {
-            parts = vec![format!("error: {} is missing", missing.join(" and "))];
         }
     }
     parts.push("see 'halite --help'".to_owned());

@@ -65,14 +65,13 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// A whole number with its thousands apart: `12 345`.
+/// A whole number with its thousands apart: `12,345`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (position, digit) in digits.chars().enumerate() {
         if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            // A narrow no-break space keeps a number in one line.
-            text.push('\u{202f}');
+            text.push(',');
         }
         text.push(digit);
     }
@@ -100,10 +99,9 @@ mod tests {
 
     #[test]
     fn thousands_are_set_apart() {
-        let spaced = |number| grouped(number).replace('\u{202f}', " ");
         assert_eq!(
-            [0, 999, 1000, 12_345, 1_234_567].map(spaced),
-            ["0", "999", "1 000", "12 345", "1 234 567"]
+            [0, 999, 1000, 12_345, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "12,345", "1,234,567"]
         );
     }
 

@@ -1,6 +1,7 @@
 //! What the demo found out: the numbers per device, as JSON for programs and as a table for people.
 
 use crate::cli::output;
+use comfy_table::{ColumnConstraint, Width};
 use serde::{Serialize, Serializer};
 use std::fmt::Write;
 
@@ -74,30 +75,57 @@ impl DemoReport {
         serde_json::to_string(self).expect("strings, numbers and lists of them always serialise")
     }
 
-    /// A table for a terminal of `columns`, then failures, fallbacks and absent backends.
+    /// A table for a terminal of `columns`, then failures, fallbacks and absent backends, a line each.
     pub fn to_table(&self, columns: u16) -> String {
+        // Below this a product's name takes the room that numbers need, and moves under the table.
+        let wide = columns >= 100;
         let names = ["device", "loss per epoch", "test", "images/s", "memory", "launches", "fallbacks"];
         let mut table = output::table(&names, &[2, 3, 4, 5], columns);
+        table.set_constraints([ColumnConstraint::LowerBoundary(Width::Fixed(8))]);
         for device in &self.devices {
             table.add_row([
-                format!("{}\n{}", device.id, device.name),
-                loss_summary(&device.loss),
+                if wide { format!("{}\n{}", device.id, device.name) } else { device.id.clone() },
+                loss_summary(&device.loss, wide),
                 device.test_accuracy.map_or_else(|| "failed".to_owned(), percent),
                 device.images_per_second.map_or_else(|| "-".to_owned(), whole),
                 output::bytes(device.peak_memory_bytes),
                 output::grouped(device.launches),
-                fallback_summary(&device.fallbacks),
+                if device.fallbacks.is_empty() {
+                    "none".to_owned()
+                } else {
+                    device.fallbacks.len().to_string()
+                },
             ]);
         }
+        for column in 1..names.len() {
+            if let Some(column) = table.column_mut(column) {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
+
         let mut text = format!(
             "{} images of handwritten digits to train with, {} to test with\n{table}\n",
             output::grouped(self.train_images as u64),
             output::grouped(self.test_images as u64)
         );
+        if !wide {
+            for device in &self.devices {
+                let _ = writeln!(text, "{}: {}", device.id, joined(&device.name));
+            }
+        }
         for device in &self.devices {
             if let Some(error) = &device.error {
                 let _ =
                     writeln!(text, "{} failed after {}: {}", device.id, epochs(device.epochs), joined(error));
+            }
+            for fallback in &device.fallbacks {
+                let _ = writeln!(
+                    text,
+                    "{} fell back for {}: {}",
+                    device.id,
+                    fallback.op,
+                    joined(&fallback.reason)
+                );
             }
         }
         text.push_str(&unavailable_lines(&self.unavailable));
@@ -135,6 +163,12 @@ pub(super) fn epochs(count: u32) -> String {
     format!("{count} epoch{}", if count == 1 { "" } else { "s" })
 }
 
+/// At most `most` of the positions `0..len`, evenly apart, with the first and the last.
+pub(super) fn sampled(len: usize, most: usize) -> impl Iterator<Item = usize> {
+    let count = len.min(most);
+    (0..count).map(move |n| if count < 2 { 0 } else { n * (len - 1) / (count - 1) })
+}
+
 /// Text that came from a driver or a plugin, in one line.
 pub(super) fn joined(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -145,27 +179,25 @@ pub(super) fn whole(number: f64) -> String {
     output::grouped(number.round() as u64)
 }
 
-/// The curve in one line, and its numbers: all of them if they are few, else the ends.
-fn loss_summary(loss: &[f64]) -> String {
-    const ALL_UP_TO: usize = 5;
+/// The curve in one line, and its numbers: all of them if they fit, else the ends.
+fn loss_summary(loss: &[f64], wide: bool) -> String {
+    let shown = if wide { 4 } else { 2 };
     let digits: Vec<String> = loss.iter().map(|&loss| loss_digits(loss)).collect();
     let numbers = match digits.as_slice() {
         [] => return "-".to_owned(),
-        few if few.len() <= ALL_UP_TO => few.join(" → "),
-        [first, second, .., last] => format!("{first} → {second} → … → {last}"),
-        _ => unreachable!("one loss is few"),
+        [only] => return only.clone(),
+        few if few.len() <= shown => few.join(" → "),
+        [first, second, .., last] if wide => format!("{first} → {second} → … → {last}"),
+        [first, .., last] => format!("{first} … {last}"),
     };
-    if loss.len() < 2 { numbers } else { format!("{}\n{numbers}", sparkline(loss)) }
+    format!("{}\n{numbers}", sparkline(loss, if wide { 28 } else { 14 }))
 }
 
 /// Bars of eight heights over a logarithmic axis, since losses fall by factors.
-fn sparkline(loss: &[f64]) -> String {
+fn sparkline(loss: &[f64], widest: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    const WIDEST: usize = 32;
     let log = |loss: f64| loss.max(f64::MIN_POSITIVE).log10();
-    let shown: Vec<f64> = (0..loss.len().min(WIDEST))
-        .map(|bar| log(loss[bar * (loss.len() - 1) / (loss.len().min(WIDEST) - 1).max(1)]))
-        .collect();
+    let shown: Vec<f64> = sampled(loss.len(), widest).map(|epoch| log(loss[epoch])).collect();
     let low = shown.iter().copied().fold(f64::INFINITY, f64::min);
     let high = shown.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     shown
@@ -176,15 +208,6 @@ fn sparkline(loss: &[f64]) -> String {
             BARS[(height.round() as usize).min(7)]
         })
         .collect()
-}
-
-fn fallback_summary(fallbacks: &[Fallback]) -> String {
-    if fallbacks.is_empty() {
-        return "none".to_owned();
-    }
-    let lines: Vec<String> =
-        fallbacks.iter().map(|fallback| format!("{}: {}", fallback.op, joined(&fallback.reason))).collect();
-    lines.join("\n")
 }
 
 fn one_line<S: Serializer>(error: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -251,16 +274,16 @@ pub(super) mod tests {
 
     #[test]
     fn the_table_shows_results_failures_fallbacks_and_absences() {
-        let table = report().to_table(120).replace('\u{202f}', " ");
+        let table = report().to_table(120);
         for part in [
-            "1 437 images of handwritten digits",
+            "1,437 images of handwritten digits",
             "1.50 → 0.250 → 0.125",
             "98.3 %",
-            "43 210",
+            "43,210",
             "3.0 MiB",
-            "2 700",
+            "2,700",
             "none",
-            "exp: no such",
+            "npu:0 fell back for exp: no such instruction",
             "npu:0 failed after 1 epoch: device lost while reading",
             "absent: cuda  no driver",
         ] {
@@ -270,23 +293,27 @@ pub(super) mod tests {
 
     #[test]
     fn the_table_fits_narrow_terminals() {
-        for columns in [60, 80, 120] {
-            let text = report().to_table(columns);
-            let widest = text.lines().skip(1).take_while(|line| !line.contains("failed after"));
-            assert!(widest.clone().count() > 5);
-            assert!(widest.clone().all(|line| line.chars().count() <= usize::from(columns)), "{text}");
+        let mut report = report();
+        report.devices[0].loss = (0..20).map(|epoch| 1.3 * 0.7_f64.powi(epoch)).collect();
+        for columns in [80, 100, 120] {
+            let text = report.to_table(columns);
+            let table: Vec<&str> = text.lines().skip(1).take(6).collect();
+            assert!(table.iter().all(|line| line.chars().count() <= usize::from(columns)), "{text}");
+            assert!(table[5].starts_with('─'), "the first row has more than two lines:\n{text}");
+            assert_eq!(text.contains("cpu:0: Example CPU"), columns < 100);
         }
     }
 
     #[test]
     fn long_runs_show_the_ends_and_the_whole_curve() {
         let loss: Vec<f64> = (0..15).map(|epoch| 0.5_f64.powi(epoch)).collect();
-        let summary = loss_summary(&loss);
+        let summary = loss_summary(&loss, true);
         let (curve, numbers) = summary.split_once('\n').unwrap();
         assert_eq!(numbers, "1.00 → 0.500 → … → 0.000061");
         assert_eq!(curve.chars().count(), 15);
         assert!(curve.starts_with('█') && curve.ends_with('▁'), "{curve}");
-        assert_eq!(sparkline(&vec![1.0; 500]).chars().count(), 32);
+        assert!(loss_summary(&loss, false).ends_with("\n1.00 … 0.000061"));
+        assert_eq!(sparkline(&vec![1.0; 500], 28).chars().count(), 28);
     }
 
     #[test]
@@ -299,7 +326,7 @@ pub(super) mod tests {
             vec![-1.0, 0.0],
             vec![f64::MAX, f64::MIN_POSITIVE],
         ] {
-            let summary = loss_summary(&loss);
+            let summary = loss_summary(&loss, true);
             assert!(!summary.is_empty());
             assert_eq!(summary == "-", loss.is_empty());
         }
