@@ -7,7 +7,7 @@
 //! otherwise, so a transpose costs no copy of its own. Every element of C is one chain of fused
 //! multiply-adds in the order of k: neither the tiles nor the number of threads change the result.
 
-mod micro;
+pub(super) mod micro;
 mod pack;
 mod plain;
 
@@ -553,3 +553,6 @@ impl<T: Element + GemmElement> Task for Narrow<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

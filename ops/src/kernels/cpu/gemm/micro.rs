@@ -5,26 +5,26 @@ use std::array::from_fn;
 use crate::kernels::cpu::simd::{Simd, Task};
 
 /// Operands of one register tile.
-pub(super) struct MicroArgs {
+pub(in crate::kernels::cpu) struct MicroArgs {
     /// First row of A; element `(i, p)` lies at `i * a_row + p * a_k`, and one of the two is 1.
-    pub(super) a: *const f32,
-    pub(super) a_row: isize,
-    pub(super) a_k: isize,
+    pub(in crate::kernels::cpu) a: *const f32,
+    pub(in crate::kernels::cpu) a_row: isize,
+    pub(in crate::kernels::cpu) a_k: isize,
     /// First column of B, in whole vectors; row p lies at `p * b_k`.
-    pub(super) b: *const f32,
-    pub(super) b_k: isize,
+    pub(in crate::kernels::cpu) b: *const f32,
+    pub(in crate::kernels::cpu) b_k: isize,
     /// Length along k; 0 makes the tile zero.
-    pub(super) depth: usize,
-    pub(super) c: *mut f32,
-    pub(super) c_row: usize,
+    pub(in crate::kernels::cpu) depth: usize,
+    pub(in crate::kernels::cpu) c: *mut f32,
+    pub(in crate::kernels::cpu) c_row: usize,
     /// Columns of C in the tile; the last vector may be there in part.
-    pub(super) cols: usize,
+    pub(in crate::kernels::cpu) cols: usize,
     /// Whether to continue the sums that are in C.
-    pub(super) accumulate: bool,
+    pub(in crate::kernels::cpu) accumulate: bool,
     /// The first bias of the tile's rows or columns, or null.
-    pub(super) bias: *const f32,
-    pub(super) bias_per_row: bool,
-    pub(super) relu: bool,
+    pub(in crate::kernels::cpu) bias: *const f32,
+    pub(in crate::kernels::cpu) bias_per_row: bool,
+    pub(in crate::kernels::cpu) relu: bool,
 }
 
 /// Multiplies one tile of `rows x cols`, at most `TILE_ROWS` by `TILE_VECTORS` vectors.
@@ -32,7 +32,7 @@ pub(super) struct MicroArgs {
 /// # Safety
 /// The contract of [`Simd`]; the pointers of `args` cover the tile.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd>(rows: usize, cols: usize, args: &MicroArgs) {
+pub(in crate::kernels::cpu) unsafe fn multiply<S: Simd>(rows: usize, cols: usize, args: &MicroArgs) {
     // SAFETY: passed on from the caller.
     unsafe {
         match cols.div_ceil(S::LANES) {
