@@ -51,10 +51,13 @@ pub struct DemoArgs {
 /// Type that weights and images are stored in; sums are kept in f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
-    /// 32 bits
+    // Without help texts of their own the values fit into one line of `--help`.
+    /// 32 bits.
     #[default]
+    #[value(help = None::<&str>)]
     F32,
-    /// 16 bits
+    /// 16 bits.
+    #[value(help = None::<&str>)]
     F16,
 }
 
@@ -65,6 +68,16 @@ impl DemoArgs {
     /// [`UsageError::Report`] when the report could not be written.
     pub fn check(&self) -> Result<(), UsageError> {
         self.report.as_deref().map_or(Ok(()), check_report_path)
+    }
+
+    /// Name and value of what the training depends on, for the report's page.
+    pub fn settings(&self) -> [(&'static str, String); 4] {
+        [
+            ("epochs", self.epochs.to_string()),
+            ("batch", self.batch.to_string()),
+            ("seed", self.seed.to_string()),
+            ("dtype", self.dtype.to_string()),
+        ]
     }
 }
 

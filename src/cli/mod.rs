@@ -27,9 +27,7 @@ pub const EXIT_USAGE: u8 = 2;
 #[command(
     name = "halite",
     version,
-    about = "Uses every accelerator on this machine",
-    long_about = "Uses every accelerator on this machine. Without a command it runs the demo: \
-                  it trains a small network on handwritten digits, on every device that it finds.",
+    about = "Uses every accelerator on this machine. Without a command it runs the demo.",
     args_conflicts_with_subcommands = true,
     disable_help_subcommand = true
 )]

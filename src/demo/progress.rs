@@ -118,11 +118,8 @@ impl DeviceProgress {
 
     /// The device is done.
     pub fn finish(&mut self, test_accuracy: f64, images_per_second: f64) {
-        let message = format!(
-            "{} of the test images recognised, {} images/s",
-            percent(test_accuracy),
-            whole(images_per_second)
-        );
+        let loss = self.loss.map(|loss| format!("loss {}  ", loss_digits(loss))).unwrap_or_default();
+        let message = format!("{loss}test {}  {} images/s", percent(test_accuracy), whole(images_per_second));
         self.line(&message);
         self.bar.finish_with_message(message);
     }

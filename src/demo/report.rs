@@ -97,7 +97,8 @@ impl DemoReport {
                 },
             ]);
         }
-        for column in 1..names.len() {
+        // Narrower still, cells wrap.
+        for column in if columns >= 80 { 1..names.len() } else { 0..0 } {
             if let Some(column) = table.column_mut(column) {
                 column.set_constraint(ColumnConstraint::ContentWidth);
             }
@@ -295,11 +296,14 @@ pub(super) mod tests {
     fn the_table_fits_narrow_terminals() {
         let mut report = report();
         report.devices[0].loss = (0..20).map(|epoch| 1.3 * 0.7_f64.powi(epoch)).collect();
-        for columns in [80, 100, 120] {
+        for columns in [60, 80, 100, 120] {
             let text = report.to_table(columns);
             let table: Vec<&str> = text.lines().skip(1).take(6).collect();
             assert!(table.iter().all(|line| line.chars().count() <= usize::from(columns)), "{text}");
-            assert!(table[5].starts_with('─'), "the first row has more than two lines:\n{text}");
+            assert!(
+                columns < 80 || table[5].starts_with('─'),
+                "the first row has more than two lines:\n{text}"
+            );
             assert_eq!(text.contains("cpu:0: Example CPU"), columns < 100);
         }
     }
