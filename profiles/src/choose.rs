@@ -143,3 +143,154 @@ fn missing(candidate: &Candidate<'_>, features: &[String]) -> Option<String> {
         .collect();
     (!missing.is_empty()).then(|| format!("requires {}, which the device lacks", list(missing)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ProfileSet;
+
+    const CANDIDATES: [Candidate<'static>; 3] = [
+        Candidate { variant: "avx512", requires: &["avx512f", "avx512bw"] },
+        Candidate { variant: "avx2", requires: &["avx2", "fma"] },
+        Candidate { variant: "portable", requires: &[] },
+    ];
+
+    fn choose(entries: &str, features: &[&str], variables: &[(&str, i64)]) -> Result<Choice> {
+        choose_among(&CANDIDATES, entries, features, variables)
+    }
+
+    fn choose_among(
+        candidates: &[Candidate<'_>],
+        entries: &str,
+        features: &[&str],
+        variables: &[(&str, i64)],
+    ) -> Result<Choice> {
+        let text = format!("name: mine\nkernels:\n  matmul:\n{entries}");
+        let set = ProfileSet::from_texts([("mine.yaml", text.as_str())])?;
+        let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
+        set.by_name("mine")?.choose("matmul", candidates, &features, variables)
+    }
+
+    const ENTRIES: &str = "  - { variant: avx512, when: m >= 64, tile: [192, 32, 384] }\n  \
+                           - { variant: avx2, when: m >= 8, tile: [144, 16, 256], threads: 4 }\n  \
+                           - { variant: portable, chunk: 512 }\n";
+
+    #[test]
+    fn the_first_entry_that_fits_wins() {
+        let avx512 = ["avx512f", "avx512bw", "avx2", "fma"].as_slice();
+        let avx2 = ["avx2", "fma"].as_slice();
+        for (features, m, variant, line, skipped) in [
+            (avx512, 64, "avx512", 4, vec![]),
+            (avx512, 63, "avx2", 5, vec!["avx512: m >= 64 does not hold"]),
+            (avx2, 64, "avx2", 5, vec!["avx512: requires avx512f, avx512bw, which the device lacks"]),
+            (
+                avx2,
+                7,
+                "portable",
+                6,
+                vec![
+                    "avx512: requires avx512f, avx512bw, which the device lacks",
+                    "avx2: m >= 8 does not hold",
+                ],
+            ),
+            (
+                &["avx2"],
+                64,
+                "portable",
+                6,
+                vec![
+                    "avx512: requires avx512f, avx512bw, which the device lacks",
+                    "avx2: requires fma, which the device lacks",
+                ],
+            ),
+        ] {
+            let choice = choose(ENTRIES, features, &[("m", m)]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(choice.variant, variant);
+            assert_eq!(choice.origin.map(|origin| origin.line()), Some(line));
+            let shown: Vec<String> =
+                choice.skipped.iter().map(|skip| format!("{}: {}", skip.variant, skip.reason)).collect();
+            assert_eq!(shown, skipped);
+        }
+        let choice = choose(ENTRIES, avx2, &[("m", 8)]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(choice.parameters.tile(), Some([144, 16, 256].as_slice()));
+        assert_eq!(choice.parameters.threads(), Some([4].as_slice()));
+        assert_eq!(choice.parameters.int("chunk"), None);
+    }
+
+    #[test]
+    fn without_an_entry_that_fits_the_first_runnable_candidate_is_the_default() {
+        for (entries, features, variant) in [
+            ("  - { variant: avx512 }\n", ["avx2", "fma"].as_slice(), "avx2"),
+            ("  - { variant: portable, when: m > 100 }\n", &["avx512f", "avx512bw"], "avx512"),
+            ("  - { variant: avx2 }\n", &[], "portable"),
+        ] {
+            let choice = choose(entries, features, &[("m", 1)]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((choice.variant.as_str(), choice.origin), (variant, None));
+            assert_eq!(choice.parameters, Parameters::default());
+            assert_eq!(choice.skipped.len(), 1);
+        }
+        let profile = ProfileSet::builtin().by_name("npu").expect("built in");
+        let choice = profile.choose("unheard_of", &CANDIDATES, &[], &[]).expect("portable requires nothing");
+        assert_eq!((choice.variant.as_str(), choice.skipped.len()), ("portable", 0));
+    }
+
+    #[test]
+    fn builtin_entries_may_name_kernels_that_the_program_left_out() {
+        let profile = ProfileSet::builtin().by_name("cpu-avx512").expect("built in");
+        let only = [Candidate { variant: "portable", requires: &[] }];
+        let choice = profile.choose("reduce", &only, &[], &[]).expect("portable requires nothing");
+        assert_eq!(choice.variant, "portable");
+        assert_eq!(choice.parameters.int("chunk"), Some(512));
+        assert_eq!(choice.skipped[0].reason, "this program has no such kernel of reduce");
+        assert_eq!(choice.skipped[0].origin.file(), "builtin:cpu-avx512.yaml");
+    }
+
+    #[test]
+    fn failures_say_what_to_do() {
+        const PORTABLE: &str = "  - { variant: portable }\n";
+        let only = [CANDIDATES[0], CANDIDATES[1]];
+        for (candidates, entries, expected) in [
+            (
+                CANDIDATES.as_slice(),
+                "  - { variant: portable }\n  - { variant: avx22 }\n",
+                "mine.yaml:5: kernels.matmul[1].variant 'avx22' is not a kernel of matmul; did you mean 'avx2'?",
+            ),
+            (
+                &CANDIDATES,
+                "  - { variant: tensor_core }\n",
+                "mine.yaml:4: kernels.matmul[0].variant 'tensor_core' is not a kernel of matmul; use one of \
+                 avx512, avx2, portable",
+            ),
+            (
+                &[],
+                PORTABLE,
+                "mine.yaml:4: kernels.matmul[0].variant 'portable' is not a kernel of matmul; none is accepted \
+                 here",
+            ),
+            (
+                &CANDIDATES,
+                "  - variant: portable\n    when: rows > 3\n",
+                "mine.yaml:5: kernels.matmul[0].when 'rows > 3' names the unknown variable 'rows'; use one of m, n",
+            ),
+            (
+                &CANDIDATES,
+                "  - { variant: portable, when: m / n > 3 }\n",
+                "mine.yaml:4: kernels.matmul[0].when 'm / n > 3' divides by zero; guard the division, as in \
+                 'n > 0 and m / n > 2'",
+            ),
+            (
+                &only,
+                "  - { variant: avx2 }\n",
+                "no kernel of matmul fits this device: avx512 requires avx512f, avx512bw, which the device lacks, \
+                 avx2 requires avx2, fma, which the device lacks; run the op on another device",
+            ),
+        ] {
+            let message = choose_among(candidates, entries, &[], &[("m", 1), ("n", 0)]);
+            assert_eq!(message.map_err(|error| error.to_string()), Err(expected.to_owned()));
+        }
+        let npu = ProfileSet::builtin().by_name("npu").expect("built in");
+        let message = npu.choose("matmul", &[], &[], &[]).map_err(|error| error.to_string());
+        let expected = "no kernel of matmul fits this device: it has none here; run the op on another device";
+        assert_eq!(message, Err(expected.to_owned()));
+    }
+}

@@ -8,13 +8,14 @@ use crate::condition::{ConditionError, EvaluateError};
 use crate::location::Location;
 use crate::suggest::{advice, list};
 use crate::units::UnitError;
+use crate::yaml::one_line;
 
 /// A profile or machine description that cannot be used, or a question that it does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder that cannot be read.
-    #[error("{}: cannot read: {reason}; {hint}", .path.display())]
+    #[error("{}: cannot read: {reason}; {hint}", one_line(&.path.display()))]
     Read {
         /// The path as it was given.
         path: PathBuf,

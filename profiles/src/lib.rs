@@ -19,6 +19,29 @@
 //! # Ok::<(), halite_profiles::Error>(())
 //! ```
 //!
+//! # The schema
+//!
+//! Only `name` is required. Unknown keys and wrong units are errors.
+//!
+//! ```yaml
+//! name: adreno-750
+//! extends: opencl-mobile         # its values are inherited key by key; an op's list is replaced whole
+//! match:                         # all that is given must hold; without `match`, the profile is chosen by name
+//!   backend: opencl
+//!   device: "Adreno.*750"        # a regular expression, found anywhere in the name; so is `vendor`
+//!   features: [fp16]             # each must be present
+//!   priority: 1                  # before the number of criteria; 0 if not given
+//! peak: { f32: 2.77 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }
+//! source: "where the figures come from"
+//! kernels:
+//!   dot_general:                 # the first entry that fits wins
+//!     - { variant: tiled_vec4, when: "m >= 64 and n % 4 == 0", tile: [64, 64, 16], threads: [8, 16] }
+//!     - { variant: tiled, tile: [32, 32, 8] }  # further keys: chunk, stages, split_k, unroll
+//! memory: { local_staging: false, host_visible: true, pool_limit: 60% }  # or bytes: 2 GiB
+//! accumulate: { f16: f32 }
+//! fallback: { unsupported: cpu } # or: error
+//! ```
+//!
 //! Every value knows the file and line it came from, through inheritance, and every error is one line:
 //! `FILE:LINE: what was wrong; what to do`.
 //!
@@ -36,6 +59,7 @@ mod profile;
 mod render;
 mod schema;
 mod search;
+mod set;
 mod suggest;
 pub mod units;
 mod yaml;
@@ -48,4 +72,5 @@ pub use machine::Machine;
 pub use profile::{DeviceFacts, Profile};
 pub use render::LeafValue;
 pub use schema::{Fallback, KernelEntry, MemoryPolicy, Parameters, PoolLimit};
-pub use search::{PROFILE_PATH_VARIABLE, ProfileSet, SearchPath};
+pub use search::{PROFILE_PATH_VARIABLE, SearchPath};
+pub use set::ProfileSet;

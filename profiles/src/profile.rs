@@ -1,12 +1,12 @@
 //! The effective profile of a device: what is left after inheritance.
 
-use halite_hal::DType;
+use halite_hal::{DType, DeviceInfo};
 
 use crate::error::{Error, Result};
 use crate::hash::Fnv1a;
 use crate::location::Location;
-use crate::schema::{Content, Criteria, Fallback, KernelEntry, MemoryPolicy, PoolLimit};
-use crate::yaml::{Node, join};
+use crate::schema::{Content, Criteria, Fallback, KernelEntry, MemoryPolicy, PROFILE_KEYS, PoolLimit};
+use crate::yaml::{Node, Value, join};
 
 /// What a device is, as its driver reports it; profiles are matched against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +19,17 @@ pub struct DeviceFacts {
     pub vendor: String,
     /// What the device was probed to have: `avx2`, `fp16`, ...
     pub features: Vec<String>,
+}
+
+impl From<&DeviceInfo> for DeviceFacts {
+    fn from(info: &DeviceInfo) -> Self {
+        Self {
+            backend: info.id.backend.clone(),
+            device_name: info.name.clone(),
+            vendor: info.vendor.clone(),
+            features: info.features.clone(),
+        }
+    }
 }
 
 /// An effective profile: the values of the file and of everything it extends, each with its origin.
@@ -34,8 +45,12 @@ pub struct Profile {
 
 impl Profile {
     /// Reads the merged tree `node`; `lineage` names the profile and its ancestors.
-    pub(crate) fn from_merged(node: Node, lineage: Vec<String>) -> Result<Self> {
+    pub(crate) fn from_merged(mut node: Node, lineage: Vec<String>) -> Result<Self> {
         let content = Content::read(&node)?;
+        // Merging appends the child's new sections; a reader expects them where the schema has them.
+        if let Value::Map(entries) = &mut node.value {
+            entries.sort_by_key(|entry| PROFILE_KEYS.iter().position(|key| *key == entry.key));
+        }
         let hash = content_hash(&content);
         Ok(Self { content, node, lineage, hash })
     }
@@ -210,4 +225,68 @@ fn content_hash(content: &Content) -> u64 {
         }
     }
     hash.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ProfileSet;
+
+    fn profile(text: &str) -> Profile {
+        let set = ProfileSet::from_texts([("p.yaml", text)]).unwrap_or_else(|error| panic!("{error}"));
+        let profile = set.by_name("p").unwrap_or_else(|error| panic!("{error}"));
+        Profile::clone(&profile)
+    }
+
+    #[test]
+    fn the_hash_counts_what_changes_a_launch_and_nothing_else() {
+        const BASE: &str = "name: p\nkernels:\n  a: [{ variant: x, when: m > 1, tile: [8, 8] }]\n  \
+                            b: [{ variant: y }]\nmemory: { pool_limit: 1 KiB }\n";
+        let base = profile(BASE).hash();
+        // Pinned, since plan caches may outlive a build.
+        assert_eq!(base, 0x0275_3526_e010_95ed);
+        for same in [
+            "# note\n\nname: p\nmemory: { pool_limit: 1024 B }\nkernels:\n  b:\n  - variant: y\n  a:\n  \
+             - { when: '(m)>1', tile: [8, 8], variant: x }\n",
+            &format!("{BASE}source: data sheet\nmatch: {{ backend: gpu }}\n"),
+            &BASE.replace("name: p", "extends: q\nname: p").replace("extends: q\n", ""),
+        ] {
+            assert_eq!(profile(same).hash(), base, "{same}");
+        }
+        for (from, to) in [
+            ("variant: x", "variant: z"),
+            ("m > 1", "m > 2"),
+            ("[8, 8]", "[8, 9]"),
+            ("[8, 8]", "[8, 8, 1]"),
+            ("tile: [8, 8]", "threads: [8, 8]"),
+            ("tile: [8, 8]", "tile: [8, 8], chunk: 1"),
+            ("tile: [8, 8]", "tile: [8, 8], unroll: 1"),
+            ("  b: [{ variant: y }]\n", ""),
+            ("1 KiB", "1 KB"),
+            ("1 KiB", "50%"),
+            ("pool_limit: 1 KiB", "host_visible: true, pool_limit: 1 KiB"),
+            ("pool_limit: 1 KiB", "local_staging: true, pool_limit: 1 KiB"),
+            ("name: p", "name: p\naccumulate: { f16: f32 }"),
+            ("name: p", "name: p\nfallback: { unsupported: error }"),
+            ("name: p", "name: p\npeak: { f32: 1 TFLOP/s }"),
+            ("name: p", "name: p\npeak: { memory: 1 GB/s }"),
+        ] {
+            let changed = BASE.replace(from, to);
+            assert_ne!(changed, BASE);
+            assert_ne!(profile(&changed).hash(), base, "{to}");
+        }
+    }
+
+    #[test]
+    fn ops_that_do_not_exist_are_reported_in_users_files_only() {
+        let known = ["dot_general", "reduce"];
+        let profile = profile("name: p\nextends: cpu\nkernels:\n  dot_genral: [{ variant: x }]\n");
+        assert_eq!(
+            profile.check_ops(&known).map_err(|error| error.to_string()),
+            Err("p.yaml:4: kernels.dot_genral is not an op of this program; did you mean 'dot_general'?"
+                .to_owned())
+        );
+        let builtin = ProfileSet::builtin().by_name("cpu").expect("built in");
+        assert_eq!(builtin.check_ops(&known), Ok(()));
+    }
 }

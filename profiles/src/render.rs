@@ -224,7 +224,7 @@ impl Serialize for Plain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::yaml;
+    use crate::{ProfileSet, yaml};
 
     #[test]
     fn texts_read_back_as_the_same_text() {
@@ -274,5 +274,83 @@ mod tests {
             };
             assert_eq!(items[0].value, Value::Text(text.to_owned()), "{written}");
         }
+    }
+
+    #[test]
+    fn the_text_shows_every_value_with_its_origin() {
+        let text = "name: mine\nextends: npu-halite-emulator\nkernels:\n  elementwise:\n  - variant: vector\n    \
+                    when: n >= 64 and n % 2 == 0\n    chunk: 2048\n  - { variant: vector, chunk: 64 }\n\
+                    memory: { pool_limit: 2 GiB }\n";
+        let set = ProfileSet::from_texts([("mine.yaml", text)]).unwrap_or_else(|error| panic!("{error}"));
+        let shown = set.by_name("mine").map(|profile| profile.render()).unwrap_or_default();
+        let expected = r#"name: mine                                                             # from mine.yaml:1
+extends: npu-halite-emulator                                           # from mine.yaml:2
+match:
+  backend: npu                                                         # from builtin:npu.yaml:4
+  device: "Halite.*emulator"                                           # from builtin:npu-halite-emulator.yaml:4
+peak:
+  f16: 363.7248 TFLOP/s                                                # from builtin:npu-halite-emulator.yaml:5
+  bf16: 363.7248 TFLOP/s                                               # from builtin:npu-halite-emulator.yaml:5
+  f32: 90.9312 TFLOP/s                                                 # from builtin:npu-halite-emulator.yaml:5
+  i8: 727.4496 TOP/s                                                   # from builtin:npu-halite-emulator.yaml:5
+  memory: 1420.8 GB/s                                                  # from builtin:npu-halite-emulator.yaml:5
+source: "cores, clock and rates of builtin:machine/davinci-like.yaml"  # from builtin:npu-halite-emulator.yaml:6
+kernels:
+  dot_general:
+    - { variant: cube, tile: [128, 256, 64] }                          # from builtin:npu.yaml:7
+  conv_general:
+    - { variant: cube_im2col, tile: [128, 256, 64] }                   # from builtin:npu.yaml:9
+  elementwise:
+    - variant: vector                                                  # from mine.yaml:5
+      when: "n >= 64 and n % 2 == 0"                                   # from mine.yaml:6
+      chunk: 2048                                                      # from mine.yaml:7
+    - { variant: vector, chunk: 64 }                                   # from mine.yaml:8
+memory:
+  local_staging: true                                                  # from builtin:npu.yaml:12
+  host_visible: false                                                  # from builtin:npu.yaml:12
+  pool_limit: 2 GiB                                                    # from mine.yaml:9
+accumulate:
+  f16: f32                                                             # from builtin:npu.yaml:13
+  bf16: f32                                                            # from builtin:npu.yaml:13
+fallback:
+  unsupported: cpu                                                     # from builtin:npu.yaml:14
+"#;
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn the_text_is_a_profile_with_the_same_content() {
+        for profile in ProfileSet::builtin().iter() {
+            let name = profile.name();
+            let copy = profile.render().replacen(&format!("name: {name}"), "name: copy", 1);
+            let set = ProfileSet::from_texts([("copy.yaml", copy.as_str())]);
+            let copy =
+                set.and_then(|set| set.by_name("copy")).unwrap_or_else(|error| panic!("{copy}\n{error}"));
+            assert_eq!(copy.hash(), profile.hash(), "{name}");
+            let texts = |profile: &Profile| -> Vec<(String, String)> {
+                let mut texts: Vec<_> =
+                    profile.values().into_iter().map(|value| (value.path, value.text)).collect();
+                texts.retain(|(path, _)| path != "name");
+                texts.sort();
+                texts
+            };
+            assert_eq!(texts(&copy), texts(profile), "{name}");
+        }
+    }
+
+    #[test]
+    fn json_holds_values_and_origins() {
+        let text = "name: mine\nextends: npu\nkernels:\n  a: [{ variant: x, tile: [1, 2] }]\n";
+        let set = ProfileSet::from_texts([("mine.yaml", text)]).unwrap_or_else(|error| panic!("{error}"));
+        let profile = set.by_name("mine").unwrap_or_else(|error| panic!("{error}"));
+        let json = serde_json::to_value(&*profile).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(json["name"], "mine");
+        assert_eq!(json["builtin"], false);
+        assert_eq!(json["extends"], serde_json::json!(["npu"]));
+        assert_eq!(json["hash"], format!("{:016x}", profile.hash()));
+        assert_eq!(json["values"]["kernels"]["a"], serde_json::json!([{ "variant": "x", "tile": [1, 2] }]));
+        assert_eq!(json["values"]["memory"]["local_staging"], true);
+        assert_eq!(json["origins"]["kernels.a[0].tile"], "mine.yaml:4");
+        assert_eq!(json["origins"]["match.backend"], "builtin:npu.yaml:4");
     }
 }

@@ -12,7 +12,8 @@ use crate::location::Location;
 use crate::units::Unit;
 use crate::yaml::{Node, Section, Value, join, one_line};
 
-const PROFILE_KEYS: [&str; 9] =
+/// The keys of a profile, in the order in which it is shown.
+pub(crate) const PROFILE_KEYS: [&str; 9] =
     ["name", "extends", "match", "peak", "source", "kernels", "memory", "accumulate", "fallback"];
 const MATCH_KEYS: [&str; 5] = ["backend", "device", "vendor", "features", "priority"];
 const ENTRY_KEYS: [&str; 8] = ["variant", "when", "tile", "threads", "chunk", "stages", "split_k", "unroll"];

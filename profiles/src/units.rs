@@ -52,7 +52,11 @@ pub enum UnitError {
         expected: Unit,
     },
     /// A unit that this place does not take.
-    #[error("'{text}' has the unit '{unit}', which is not a {}; {}", .expected.noun(), suggest::advice(.unit, &.expected.names()))]
+    #[error(
+        "'{text}' has the unit '{unit}', which is not a {}; {}",
+        .expected.noun(),
+        suggest::advice(.unit, &.expected.names())
+    )]
     WrongUnit {
         /// The whole text.
         text: String,
