@@ -1,1 +1,30 @@
-//! Loads NPU plugins from shared libraries.
+//! The backend `npu`: devices that come from plugins, shared libraries with the interface of `halite_plugin.h`.
+//!
+//! [`NpuBackend`] looks for plugin files, checks what they export and numbers their devices: `npu:0`, `npu:1`, ... over
+//! all plugins. Nothing is linked at build time, and a library that was loaded once stays loaded.
+//!
+//! What a plugin claims is checked wherever a check is possible: versions, table sizes, missing functions, counts,
+//! handles, states, status codes. The contracts that a plugin may leave to the host are kept here: buffers and kernels
+//! outlive the work that uses them, a failed stream takes no work until it is reset, and a lost device stays lost.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `backend.rs`, `search.rs`, `options.rs` | which plugins, which devices, how they are opened |
+//! | `library.rs`, `api.rs`, `error.rs` | loading a file, its functions with checked results |
+//! | `device.rs`, `buffer.rs`, `stream.rs`, `event.rs`, `kernel.rs` | what the layer sees |
+
+mod api;
+mod backend;
+mod buffer;
+mod device;
+mod error;
+mod event;
+mod kernel;
+mod library;
+mod options;
+mod search;
+mod stream;
+
+pub use backend::{Counter, NpuBackend, PluginInfo, counters};
+pub use options::OPTIONS_VARIABLE;
+pub use search::{PATH_VARIABLE, emulator_file_name};

@@ -1,0 +1,189 @@
+//! The backend: every plugin that was found, and the devices of all of them.
+
+use crate::buffer::DeviceMemory;
+use crate::device;
+use crate::error::one_line;
+use crate::library::Library;
+use crate::options::{OPTIONS_VARIABLE, Options};
+use crate::search::Search;
+use halite_hal::{Device, DeviceId, DeviceInfo, Error, MemoryKind, Result, driver, plugin};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+const NAME: &str = "npu";
+
+/// The backend `npu`.
+///
+/// A search goes through, in this order: an explicit file (then nothing else is looked at), the files and folders in
+/// `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it.
+#[derive(Debug)]
+pub struct NpuBackend {
+    search: Search,
+    /// Added to those in `HALITE_NPU_OPTIONS`.
+    options: Vec<(String, String)>,
+}
+
+impl Default for NpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A loaded plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginInfo {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// The name that it gives itself.
+    pub name: String,
+    /// The version that it gives itself.
+    pub version: String,
+}
+
+/// One measurement of a device since it was opened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Counter {
+    /// What was measured: `cube.busy`.
+    pub key: String,
+    /// `cycles`, `bytes`, `share` or empty.
+    pub unit: String,
+    /// The value.
+    pub value: f64,
+}
+
+impl NpuBackend {
+    /// The backend with the search path and the options of this process's environment.
+    pub fn new() -> Self {
+        Self { search: Search::from_environment(), options: Vec::new() }
+    }
+
+    /// The backend with one plugin file and without others.
+    pub fn with_plugin(path: impl Into<PathBuf>) -> Self {
+        let search = Search { explicit: Some(path.into()), ..Search::default() };
+        Self { search, options: Vec::new() }
+    }
+
+    /// The backend with the plugins of these files and folders (separated as in `PATH`) alone.
+    pub fn with_search_path(list: impl Into<OsString>) -> Self {
+        let search = Search { listed: Some(list.into()), ..Search::default() };
+        Self { search, options: Vec::new() }
+    }
+
+    /// Adds an option for opening devices, such as `machine` with the path of a file. What the keys are is up to the
+    /// plugin, which refuses those that it does not know.
+    #[must_use]
+    pub fn with_option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.push((key.into(), value.into()));
+        self
+    }
+
+    /// Searches and loads. Files that the user named must be plugins; others that are none are left out and logged.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is none, or a named file is not there; `BadFormat` and `AbiMismatch` for a file that is
+    /// no plugin of this version.
+    pub fn plugins(&self) -> Result<Vec<PluginInfo>> {
+        let info = |library: &Library| PluginInfo {
+            path: library.path.clone(),
+            name: library.name.clone(),
+            version: library.version.clone(),
+        };
+        Ok(self.libraries()?.into_iter().map(info).collect())
+    }
+
+    fn libraries(&self) -> Result<Vec<&'static Library>> {
+        let found = self.search.run()?;
+        let mut libraries: Vec<&'static Library> = Vec::new();
+        let mut failures = Vec::new();
+        for candidate in &found.candidates {
+            match Library::load(candidate) {
+                // Two names of one file are one plugin.
+                Ok(library) if libraries.iter().any(|own| std::ptr::eq(*own, library)) => {}
+                Ok(library) => libraries.push(library),
+                Err(error) if candidate.named => return Err(error),
+                Err(error) => {
+                    log::warn!("{}", error.message());
+                    failures.push(error);
+                }
+            }
+        }
+        match failures.into_iter().next() {
+            _ if !libraries.is_empty() => Ok(libraries),
+            Some(error) => Err(error),
+            None => Err(found.nothing()),
+        }
+    }
+
+    fn options(&self) -> Result<Options> {
+        let text = std::env::var_os(OPTIONS_VARIABLE).unwrap_or_default();
+        let text =
+            text.to_str().ok_or_else(|| Error::invalid(format!("{OPTIONS_VARIABLE} is not valid UTF-8")))?;
+        let mut options = Options::parse(text)?;
+        for (key, value) in &self.options {
+            options.push(key, value)?;
+        }
+        Ok(options)
+    }
+
+    /// Every device: its library, its index there, and what it is.
+    fn devices(&self) -> Result<Vec<(&'static Library, u32, DeviceInfo)>> {
+        let options = self.options()?;
+        let mut devices = Vec::new();
+        let libraries = self.libraries()?;
+        for library in &libraries {
+            for local in 0..library.device_count()? {
+                let id = DeviceId::new(NAME, devices.len() as u32);
+                let raw = library.device_info(local, &options)?;
+                devices.push((*library, local, device::describe(library, id, &raw)?));
+            }
+        }
+        if devices.is_empty() {
+            let paths: Vec<_> = libraries.iter().map(|library| library.path.display().to_string()).collect();
+            return Err(Error::unavailable(format!("no device behind the plugin {}", paths.join(", "))));
+        }
+        Ok(devices)
+    }
+}
+
+impl driver::Backend for NpuBackend {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<Vec<DeviceInfo>> {
+        Ok(self.devices()?.into_iter().map(|(_, _, info)| info).collect())
+    }
+
+    fn open(&self, index: u32) -> Result<Device> {
+        let mut devices = self.devices()?;
+        if index as usize >= devices.len() {
+            let count = devices.len();
+            return Err(Error::unavailable(format!(
+                "no device {index}; plugins offer {count}, counted from 0"
+            )));
+        }
+        let (library, local, info) = devices.swap_remove(index as usize);
+        device::open(library, local, info.id, &self.options()?)
+    }
+}
+
+/// The device's measurements since it was opened: cycles, bytes, busy shares. Does not wait for enqueued work.
+///
+/// # Errors
+/// `InvalidArgument` for a device of another backend, `Unsupported` when the plugin counts nothing, `DeviceLost`.
+pub fn counters(device: &Device) -> Result<Vec<Counter>> {
+    const CALL: &str = "npu.counters";
+    // A buffer leads to the backend's own object through every layer; zero bytes need no memory.
+    let probe = device.allocate(0, MemoryKind::Device)?;
+    let result = match probe.object::<DeviceMemory>() {
+        None => Err(Error::invalid("only devices of the backend npu have counters")),
+        Some(memory) => memory.device.library.counters(memory.device.handle),
+    };
+    let raw = result.map_err(|error| error.on_device(device.id()).in_call(CALL))?;
+    let counter = |raw: &plugin::Counter| Counter {
+        key: one_line(&plugin::fixed_text(&raw.key)),
+        unit: one_line(&plugin::fixed_text(&raw.unit)),
+        value: raw.value,
+    };
+    Ok(raw.iter().map(counter).collect())
+}

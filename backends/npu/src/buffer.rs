@@ -1,0 +1,91 @@
+//! Memory of a plugin's device.
+
+use crate::device::DeviceShared;
+use halite_hal::plugin::{self, MemoryHandle};
+use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, MemoryKind, Result};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Frees its memory when dropped; by then no enqueued work holds a handle to the buffer any more.
+pub(crate) struct DeviceMemory {
+    pub(crate) device: Arc<DeviceShared>,
+    /// 0 for a buffer of zero bytes, of which the plugin knows nothing.
+    pub(crate) handle: MemoryHandle,
+    len_bytes: u64,
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.device.used_bytes.fetch_sub(self.len_bytes, Ordering::Relaxed);
+        self.device.buffers.fetch_sub(1, Ordering::Relaxed);
+        if self.handle != 0 {
+            self.device.library.memory_free(self.device.handle, self.handle);
+        }
+    }
+}
+
+pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
+    let code = match kind {
+        MemoryKind::Device => plugin::MEMORY_DEVICE,
+        MemoryKind::HostVisible => plugin::MEMORY_HOST_VISIBLE,
+        MemoryKind::Pinned => plugin::MEMORY_PINNED,
+        _ => return Err(unsupported(device, kind)),
+    };
+    if device.memory_kinds & (1 << code) == 0 {
+        return Err(unsupported(device, kind));
+    }
+    device.check()?;
+    let (handle, host) = if len_bytes == 0 { (0, None) } else { allocate_bytes(device, len_bytes, code)? };
+    device.used_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+    device.buffers.fetch_add(1, Ordering::Relaxed);
+    let memory = DeviceMemory { device: device.clone(), handle, len_bytes };
+    if len_bytes > 0 && code != plugin::MEMORY_DEVICE && host.is_none() {
+        return Err(device.library.breach("gives host-visible memory without an address"));
+    }
+    Ok(Buffer::new(device.info.id.clone(), kind, len_bytes, host, Box::new(memory)))
+}
+
+/// Allocates, and once more after what is in flight has given its memory back.
+fn allocate_bytes(
+    device: &DeviceShared,
+    len_bytes: u64,
+    code: u32,
+) -> Result<(MemoryHandle, Option<NonNull<u8>>)> {
+    let attempt = || device.library.memory_alloc(device.handle, code, len_bytes);
+    let full = |error: &Error| matches!(error.kind(), ErrorKind::OutOfMemory { .. });
+    let result = match attempt() {
+        Err(error) if full(&error) && device.finish_in_flight() => attempt(),
+        result => result,
+    };
+    let (handle, host) = device.noting_loss(result).map_err(|error| {
+        if !full(&error) {
+            return error;
+        }
+        let free = device.library.memory_info(device.handle).map_or(0, |info| info.free_bytes);
+        let message = format!("{len_bytes} bytes asked for, {free} free: {}", error.message());
+        let kind = ErrorKind::OutOfMemory { requested: len_bytes, free };
+        Error::new(kind, message).in_call(error.call().unwrap_or("memory_alloc"))
+    })?;
+    // Only what the host may address is passed on.
+    let host = if code == plugin::MEMORY_DEVICE { None } else { NonNull::new(host.cast()) };
+    Ok((handle, host))
+}
+
+/// The plugin's name for the range: memory and first byte.
+pub(crate) fn place(slice: &BufferSlice) -> Result<(MemoryHandle, u64)> {
+    let memory = slice.buffer().object::<DeviceMemory>().ok_or_else(|| {
+        Error::invalid(format!(
+            "{:?} was not made by this backend; allocate it on the device",
+            slice.buffer()
+        ))
+    })?;
+    Ok((memory.handle, slice.offset()))
+}
+
+fn unsupported(device: &DeviceShared, kind: MemoryKind) -> Error {
+    Error::unsupported(format!(
+        "the plugin '{}' offers no {kind:?} memory; use device memory",
+        device.library.name
+    ))
+}

@@ -1,0 +1,213 @@
+//! Opened devices.
+
+use crate::api::Progress;
+use crate::buffer;
+use crate::kernel;
+use crate::library::Library;
+use crate::options::Options;
+use crate::stream::{NpuStream, StreamShared};
+use halite_hal::plugin::{self, DeviceHandle};
+use halite_hal::{
+    Buffer, DType, Device, DeviceId, DeviceInfo, Error, ErrorKind, Health, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, Result, driver,
+};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How long an allocation waits for work in flight to give memory back.
+const RECLAIM_LIMIT: Duration = Duration::from_secs(10);
+
+/// What every object of a device holds: it is closed when the last of them is gone.
+pub(crate) struct DeviceShared {
+    pub(crate) library: &'static Library,
+    pub(crate) handle: DeviceHandle,
+    pub(crate) info: DeviceInfo,
+    pub(crate) memory_kinds: u32,
+    pub(crate) program_format: String,
+    pub(crate) used_bytes: AtomicU64,
+    pub(crate) buffers: AtomicU64,
+    lost: OnceLock<Error>,
+    streams: Mutex<Vec<Weak<StreamShared>>>,
+}
+
+impl Drop for DeviceShared {
+    fn drop(&mut self) {
+        self.library.device_close(self.handle);
+    }
+}
+
+impl DeviceShared {
+    /// The first loss, if there was one.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.lost.get() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    /// Passes a result on and remembers a loss, which is final.
+    pub(crate) fn noting_loss<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.note(error);
+        }
+        result
+    }
+
+    /// As [`noting_loss`](Self::noting_loss), for work that failed.
+    pub(crate) fn noting_progress(&self, result: Result<Progress>) -> Result<Progress> {
+        if let Ok(Progress::Failed(error)) = &result {
+            self.note(error);
+        }
+        self.noting_loss(result)
+    }
+
+    fn note(&self, error: &Error) {
+        if matches!(error.kind(), ErrorKind::DeviceLost) {
+            self.lost.get_or_init(|| error.clone());
+        }
+    }
+
+    fn live_streams(&self) -> Vec<Arc<StreamShared>> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Waits, within a limit, for what is in flight; whether there was anything that may have held memory.
+    pub(crate) fn finish_in_flight(&self) -> bool {
+        let deadline = Instant::now() + RECLAIM_LIMIT;
+        let busy: Vec<_> = self.live_streams().into_iter().filter(|stream| !stream.is_idle()).collect();
+        for stream in &busy {
+            // A failure belongs to whoever waits for that stream; here only its end counts.
+            let _ = stream.synchronize(Some(deadline.saturating_duration_since(Instant::now())));
+        }
+        !busy.is_empty()
+    }
+}
+
+/// A plugin's device, as the layer sees it.
+pub(crate) struct NpuDevice(Arc<DeviceShared>);
+
+/// Opens device `index` of a library under the name `id`.
+pub(crate) fn open(library: &'static Library, index: u32, id: DeviceId, options: &Options) -> Result<Device> {
+    let raw = library.device_info(index, options)?;
+    let info = describe(library, id, &raw)?;
+    let handle = library.device_open(index, options)?;
+    Ok(Device::new(Arc::new(NpuDevice(Arc::new(DeviceShared {
+        library,
+        handle,
+        info,
+        memory_kinds: raw.memory_kind_mask,
+        program_format: plugin::fixed_text(&raw.program_format),
+        used_bytes: AtomicU64::new(0),
+        buffers: AtomicU64::new(0),
+        lost: OnceLock::new(),
+        streams: Mutex::default(),
+    })))))
+}
+
+/// What the plugin claims, checked and in the layer's words.
+///
+/// # Errors
+/// `BadFormat` for a claim that cannot be true and cannot be left out.
+pub(crate) fn describe(library: &Library, id: DeviceId, raw: &plugin::DeviceInfo) -> Result<DeviceInfo> {
+    if !raw.offset_alignment_bytes.is_power_of_two() {
+        let claim = raw.offset_alignment_bytes;
+        return Err(library.breach(format_args!("claims an alignment of {claim}, which is no power of two")));
+    }
+    if raw.memory_kind_mask & (1 << plugin::MEMORY_DEVICE) == 0 {
+        return Err(library.breach("claims a device without device memory"));
+    }
+    if raw.memory_bytes == 0 || raw.max_allocation_bytes == 0 {
+        return Err(library.breach("claims a device whose memory has 0 bytes"));
+    }
+    let text = |field| crate::error::one_line(&plugin::fixed_text(field));
+    let mut name = text(&raw.name);
+    if name.is_empty() {
+        name = format!("device of {}", library.name);
+    }
+    let unknown = raw.dtype_mask & !DType::ALL.into_iter().fold(0, |mask, dtype| mask | dtype_bit(dtype));
+    if unknown != 0 {
+        log::info!(
+            "{id}: the plugin lists dtypes that this version does not know (bits {unknown:#x}); left out"
+        );
+    }
+    let mut info = DeviceInfo::new(id, name);
+    info.vendor = text(&raw.vendor);
+    info.driver_version = text(&raw.driver_version);
+    info.memory_bytes = raw.memory_bytes;
+    info.compute_units = raw.compute_units.max(1);
+    info.dtypes = DType::ALL.into_iter().filter(|dtype| raw.dtype_mask & dtype_bit(*dtype) != 0).collect();
+    let format = text(&raw.program_format);
+    if library.has(plugin::FEATURE_PROGRAMS) && !format.is_empty() {
+        info.kernel_formats.push(format);
+    }
+    if library.has(plugin::FEATURE_BUILTINS) {
+        info.kernel_formats.push("builtin".into());
+    }
+    let capabilities = text(&raw.capabilities);
+    info.features =
+        capabilities.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    info.limits.max_allocation_bytes = raw.max_allocation_bytes.min(raw.memory_bytes);
+    info.limits.offset_alignment_bytes = raw.offset_alignment_bytes;
+    // Blocks have one axis; a built-in is launched as one block, also where there are no programs.
+    info.limits.max_grid = [raw.max_blocks.max(1), 1, 1];
+    info.limits.max_args = raw.max_arguments;
+    Ok(info)
+}
+
+fn dtype_bit(dtype: DType) -> u64 {
+    1 << plugin::dtype_code(dtype)
+}
+
+impl driver::Device for NpuDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.0.info
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        self.0.check()?;
+        for stream in self.0.live_streams() {
+            stream.reap();
+        }
+        let raw = self.0.noting_loss(self.0.library.memory_info(self.0.handle))?;
+        Ok(MemoryInfo {
+            used_bytes: self.0.used_bytes.load(Ordering::Relaxed),
+            free_bytes: raw.free_bytes.min(raw.total_bytes),
+            total_bytes: raw.total_bytes,
+            buffers: self.0.buffers.load(Ordering::Relaxed),
+        })
+    }
+
+    fn health(&self) -> Health {
+        // Any other failure to answer is no loss: the next call will say what it is.
+        let _ = self.0.check().and_then(|()| self.0.noting_loss(self.0.library.device_health(self.0.handle)));
+        match self.0.check() {
+            Ok(()) => Health::Ok,
+            Err(error) => Health::Lost { reason: error.message().to_owned() },
+        }
+    }
+
+    fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
+        buffer::allocate(&self.0, len_bytes, kind)
+    }
+
+    fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
+        self.0.check()?;
+        let stream = self.0.noting_loss(StreamShared::create(&self.0))?;
+        let mut streams = self.0.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(&stream));
+        Ok(Box::new(NpuStream(stream)))
+    }
+
+    fn load(&self, source: &KernelSource) -> Result<Kernel> {
+        self.0.check()?;
+        self.0.noting_loss(kernel::load(&self.0, source))
+    }
+}
