@@ -25,7 +25,9 @@ mod host;
 mod kernel;
 mod layer;
 pub mod native;
+pub mod null;
 pub mod plugin;
+mod pool;
 mod registry;
 mod stream;
 
@@ -41,5 +43,6 @@ pub use host::{HostBytes, HostTarget, PendingRead};
 pub use kernel::{Access, Arg, ArgType, Kernel, KernelSource, Signature};
 pub use layer::{Layer, select_layers};
 pub use native::{NativeArg, NativeKernel, Workgroup};
+pub use pool::{Allocation, Pool, PoolConfig, PoolStats};
 pub use registry::{Absence, Discovery, Registry};
 pub use stream::Stream;
