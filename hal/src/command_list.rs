@@ -7,6 +7,9 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+/// Slots of each kind that a list may have.
+const MAX_SLOTS: usize = 1 << 16;
+
 /// What is bound to a buffer slot at replay.
 pub type Binding = BufferSlice;
 
@@ -133,6 +136,7 @@ impl CommandListBuilder {
                 }
                 for arg in args {
                     if let RecordedArg::ScalarSlot(slot) = arg {
+                        check_slot(index, *slot)?;
                         scalar_slots = scalar_slots.max(slot + 1);
                     }
                 }
@@ -147,6 +151,7 @@ impl CommandListBuilder {
                         let end = offset.checked_add(*len).ok_or_else(|| {
                             Error::invalid(format!("command {index} names bytes beyond the 64-bit range"))
                         })?;
+                        check_slot(index, *slot)?;
                         if buffer_slots.len() <= *slot {
                             buffer_slots.resize(slot + 1, 0);
                         }
@@ -285,6 +290,16 @@ impl fmt::Debug for CommandList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CommandList#{}({}, {} commands)", self.id(), self.device(), self.commands().len())
     }
+}
+
+/// The table of slots is as long as the largest number, so a stray number must not decide on memory.
+fn check_slot(command: usize, slot: usize) -> Result<()> {
+    if slot < MAX_SLOTS {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "command {command} uses slot {slot}, but at most {MAX_SLOTS} are possible; number slots from 0 without gaps"
+    )))
 }
 
 fn bind(command: &RecordedCommand, buffers: &[Binding], scalars: &[Scalar]) -> Result<Command> {

@@ -259,7 +259,13 @@ fn the_limit_holds_and_its_error_says_what_is_free() {
     assert_eq!(pool.stats().reserved_bytes, 64 * KIB);
     assert!(pool.device().memory().unwrap().used_bytes <= 64 * KIB);
     assert_eq!(error.kind(), &ErrorKind::OutOfMemory { requested: 3 * KIB, free: 4 * KIB });
-    for part in ["3072 bytes", "61440 are in use", "4096 free: 0 outside the pool", "at most 2048;", "raise the pool's limit"] {
+    for part in [
+        "3072 bytes",
+        "61440 are in use",
+        "4096 free: 0 outside the pool",
+        "at most 2048;",
+        "raise the pool's limit",
+    ] {
         assert!(error.message().contains(part), "{error}");
     }
     held.pop();
