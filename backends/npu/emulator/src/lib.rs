@@ -1,1 +1,3 @@
 //! The software NPU, a plugin like any other.
+
+pub mod machine;
