@@ -67,8 +67,10 @@ struct Sleeper {
 
 /// How long an idle worker looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
-/// Looks without giving the core away: the first few microseconds.
-const EAGER_LOOKS: u32 = 100;
+/// How long of it it keeps its core. To yield on a busy machine is to be gone for milliseconds.
+const EAGER_SPIN: Duration = Duration::from_micros(25);
+/// Looks for work between looks at the clock.
+const LOOKS_PER_TIME: u32 = 8;
 /// Threads from outside that may run streams at the same time.
 const SPARE_SLOTS: usize = 4;
 
@@ -212,22 +214,22 @@ impl Shared {
     }
 
     fn spin(&self) -> bool {
-        let mut begin = None;
-        for round in 0u32.. {
-            if self.has_work() {
-                return true;
-            }
-            if round < EAGER_LOOKS {
+        let begin = Instant::now();
+        loop {
+            for _ in 0..LOOKS_PER_TIME {
+                if self.has_work() {
+                    return true;
+                }
                 std::hint::spin_loop();
-                continue;
             }
-            thread::yield_now();
-            let begin = *begin.get_or_insert_with(Instant::now);
-            if begin.elapsed() > SPIN || self.closed.load(Ordering::Relaxed) {
+            let idle = begin.elapsed();
+            if idle > SPIN || self.closed.load(Ordering::Relaxed) {
                 return false;
             }
+            if idle > EAGER_SPIN {
+                thread::yield_now();
+            }
         }
-        false
     }
 
     fn sleep(&self, index: usize) -> bool {
