@@ -15,7 +15,7 @@
 //! 2. A new segment is asked of the device, if the limit allows it.
 //! 3. The pool waits, at most [`PoolConfig::wait_limit`], for work that still uses freed memory. Whenever some of it
 //!    ends, memory is looked for again, and segments at rest go back to the device for one that fits.
-//! 4. At last every segment without a live allocation goes back, and the device is asked once more.
+//! 4. When there is nothing left to wait for, the device is asked once more.
 //! 5. `OutOfMemory` says how much was asked for and how much is free, in pieces of which size.
 //!
 //! # Locks
@@ -334,8 +334,8 @@ impl Inner {
             if let Some(grant) = self.arena().take(stream, chunk_len, true) {
                 return Ok(grant);
             }
-            // While there is work to wait for, segments that it may use stay: given back, they are not free yet.
-            let released = self.release_unused(busy.is_some());
+            // Segments that enqueued work may still use stay: given back, they would not be free yet.
+            let released = self.release_unused(true);
             if released > 0 || busy.is_none() {
                 match self.grow(stream, chunk_len, chunk_len) {
                     Err(error) if is_out_of_memory(&error) && busy.is_some() => {}

@@ -168,6 +168,58 @@ fn a_recorded_use_holds_memory_back_from_its_own_stream_too() {
 }
 
 #[test]
+fn recording_the_own_stream_holds_nothing_back() {
+    let null = null_of(1 << 20);
+    let (pool, stream) = pool_on(&null, small_segments());
+    null.pause();
+    let memory = pool.allocate(&stream, 512).unwrap();
+    memory.record_use(&stream);
+    let before = place(&memory);
+    drop(memory);
+    assert_eq!(place(&pool.allocate(&stream, 512).unwrap()), before);
+}
+
+#[test]
+fn a_third_stream_gets_memory_as_soon_as_all_uses_are_over() {
+    let null = null_of(1 << 20);
+    let (pool, a) = pool_on(&null, small_segments());
+    let [b, c] = [(); 2].map(|()| pool.device().create_stream().unwrap());
+    let memory = pool.allocate(&a, 16 * KIB).unwrap();
+    let used = place(&memory);
+    memory.record_use(&b);
+    null.pause();
+    drop(memory);
+    null.resume();
+    assert_eq!(place(&pool.allocate(&c, 16 * KIB).unwrap()), used);
+    assert_eq!(pool.stats().segments_created, 1);
+}
+
+#[test]
+fn memory_that_joins_what_others_freed_later_is_shared_with_it() {
+    let null = null_of(1 << 20);
+    let (pool, a) = pool_on(&null, small_segments());
+    let b = pool.device().create_stream().unwrap();
+    let mut arena = pool.0.arena();
+    let buffer = pool.device().allocate(512, MemoryKind::Device).unwrap();
+    let first = arena.add_segment(buffer, &a, 256).chunk;
+    let second = arena.take(&b, 256, false).unwrap().chunk;
+    drop(arena.put_back(first, vec![Use::Unrecorded(b.clone())]));
+    drop(arena.put_back(second, Vec::new()));
+    let survey = arena.survey();
+    let finding =
+        |lane: &LaneSurvey| LaneFinding { stream: lane.stream.id(), reached: lane.frees, marker: None };
+    let (of_a, of_b) = (finding(&survey.lanes[0]), finding(&survey.lanes[1]));
+    assert_eq!((of_a.stream, of_b.stream), (a.id(), b.id()));
+    drop(arena.apply(Findings { lanes: vec![of_b], pending: Vec::new() }));
+    arena.check();
+    assert_eq!(arena.stats().free_chunks, 1);
+    let done = survey.pending.iter().map(|(id, _)| (*id, Vec::new())).collect();
+    drop(arena.apply(Findings { lanes: vec![of_a], pending: done }));
+    arena.check();
+    assert!(arena.take(&b, 512, false).is_some(), "nobody uses any of it");
+}
+
+#[test]
 fn a_use_that_is_over_at_drop_holds_nothing_back() {
     let null = null_of(1 << 20);
     let (pool, a) = pool_on(&null, small_segments());
@@ -210,6 +262,22 @@ fn the_best_fit_is_taken() {
         let fit = pool.allocate(&stream, len).unwrap();
         assert_eq!(fit.offset(), offsets[hole], "{len} bytes");
     }
+}
+
+#[test]
+fn the_best_fit_may_be_what_another_stream_has_finished_with() {
+    let null = null_of(1 << 20);
+    let (pool, a) = pool_on(&null, small_segments());
+    let b = pool.device().create_stream().unwrap();
+    let own = pool.allocate(&a, 4 * KIB).unwrap();
+    let _kept = pool.allocate(&a, 256).unwrap();
+    let others = pool.allocate(&b, KIB).unwrap();
+    let _kept_too = pool.allocate(&a, 256).unwrap();
+    let fit = place(&others);
+    drop(others);
+    pool.0.sweep();
+    drop(own);
+    assert_eq!(place(&pool.allocate(&a, KIB).unwrap()), fit);
 }
 
 #[test]
@@ -289,6 +357,20 @@ fn out_of_memory_trims_and_retries_before_it_reports() {
 }
 
 #[test]
+fn a_device_without_room_for_a_whole_segment_is_asked_for_less_before_anything_waits() {
+    let null = null_of(40 * KIB);
+    let (pool, stream) = pool_on(&null, small_segments());
+    let held: Vec<_> = (0..8).map(|_| pool.allocate(&stream, 4 * KIB).unwrap()).collect();
+    null.pause();
+    stream.copy(&held[0], &held[1]).unwrap();
+    let other = pool.device().create_stream().unwrap();
+    drop(held);
+    let memory = pool.allocate(&other, 3 * KIB).unwrap();
+    assert_eq!((memory.buffer().len_bytes(), pool.stats().waits), (3 * KIB, 0));
+    null.resume();
+}
+
+#[test]
 fn out_of_memory_lets_small_requests_into_large_segments() {
     let null = null_of(256 * KIB);
     let (pool, stream) = pool_on(&null, small_segments());
@@ -320,6 +402,7 @@ fn out_of_memory_waits_for_work_of_other_streams() {
         null.resume();
         assert_eq!(waiting.join().unwrap().unwrap().len_bytes(), 32 * KIB);
     });
+    assert_eq!(pool.stats().trims, 0, "memory that work uses is worth keeping while it is waited for");
     check(&pool);
 }
 
@@ -688,6 +771,67 @@ fn threads_at_the_limit_stay_within_it() {
             });
         }
     });
+    check(&pool);
+}
+
+/// Calls back into the program in the middle of an allocation, as another thread might.
+struct Interrupting {
+    inner: Device,
+    interrupt: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl crate::driver::Device for Interrupting {
+    fn info(&self) -> &crate::DeviceInfo {
+        self.inner.info()
+    }
+
+    fn memory(&self) -> Result<crate::MemoryInfo> {
+        self.inner.memory()
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
+        let interrupt = self.interrupt.lock().unwrap().take();
+        if let Some(interrupt) = interrupt {
+            interrupt();
+        }
+        self.inner.allocate(len_bytes, kind)
+    }
+
+    fn create_stream(&self) -> Result<Box<dyn crate::driver::Stream>> {
+        self.inner.driver().create_stream()
+    }
+
+    fn load(&self, source: &crate::KernelSource) -> Result<crate::Kernel> {
+        self.inner.load(source)
+    }
+}
+
+#[test]
+fn the_pool_can_be_used_during_a_driver_call_and_keeps_its_limit() {
+    let null = null_of(1 << 20);
+    let driver = Arc::new(Interrupting { inner: null.device(), interrupt: Mutex::default() });
+    let device = Device::new(driver.clone());
+    let stream = device.create_stream().unwrap();
+    let config = PoolConfig { limit_bytes: Some(20 * KIB), ..small_segments() };
+    let pool = Pool::new(device, MemoryKind::Device, config);
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let interrupt = {
+        let (pool, stream, answers) = (pool.clone(), stream.clone(), answers.clone());
+        move || {
+            let answer = |len| pool.allocate(&stream, len).map(|memory| memory.len_bytes()).ok();
+            answers.lock().unwrap().extend([answer(4 * KIB), answer(5 * KIB)]);
+        }
+    };
+    *driver.interrupt.lock().unwrap() = Some(Box::new(interrupt));
+    // The 16 KiB are claimed before the driver is asked, so 4 KiB fit beside them, and no more.
+    let memory = pool.allocate(&stream, 16 * KIB).unwrap();
+    assert_eq!(*answers.lock().unwrap(), [Some(4 * KIB), None]);
+    assert!(pool.stats().reserved_bytes <= 20 * KIB);
+    drop(memory);
     check(&pool);
 }
 
