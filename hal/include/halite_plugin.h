@@ -110,6 +110,7 @@ typedef struct halite_error {
 #define HALITE_DTYPE_BF16 10u /* upper half of a binary32 */
 #define HALITE_DTYPE_F32 11u
 #define HALITE_DTYPE_F64 12u
+#define HALITE_DTYPE_ANY UINT32_MAX /* in halite_argument_info alone: a buffer of any type */
 
 typedef uint64_t halite_device;
 typedef uint64_t halite_memory;
@@ -242,7 +243,7 @@ typedef struct halite_kernel_info {
 typedef struct halite_argument_info {
     uint64_t struct_size;
     uint32_t kind;   /* HALITE_ARGUMENT_* */
-    uint32_t dtype;  /* of the elements or the scalar */
+    uint32_t dtype;  /* of the elements (or HALITE_DTYPE_ANY) or the scalar */
     uint32_t access; /* HALITE_ACCESS_*, for a buffer */
     uint32_t reserved;
 } halite_argument_info;

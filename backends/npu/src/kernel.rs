@@ -87,7 +87,8 @@ fn check_signature(entry: &str, signature: &Signature, arguments: &[plugin::Argu
         if kind != own.kind {
             return mismatch(format!("disagrees with its signature on whether argument {index} is a buffer"));
         }
-        if plugin::dtype_code(dtype) != own.dtype {
+        let any = kind == plugin::ARGUMENT_BUFFER && own.dtype == plugin::DTYPE_ANY;
+        if !any && plugin::dtype_code(dtype) != own.dtype {
             let expected =
                 plugin::dtype_from_code(own.dtype).map_or("an unknown type".into(), |d| d.to_string());
             return mismatch(format!("takes {expected} as argument {index}, its signature says {dtype}"));

@@ -44,6 +44,7 @@ fn constants() -> Vec<(&'static str, i128)> {
         ("HALITE_COMPLETION_DONE", COMPLETION_DONE.into()),
         ("HALITE_COMPLETION_FAILED", COMPLETION_FAILED.into()),
         ("HALITE_NO_TIMEOUT", NO_TIMEOUT.into()),
+        ("HALITE_DTYPE_ANY", DTYPE_ANY.into()),
         ("HALITE_ARGUMENT_BUFFER", ARGUMENT_BUFFER.into()),
         ("HALITE_ARGUMENT_SCALAR", ARGUMENT_SCALAR.into()),
         ("HALITE_ACCESS_READ", ACCESS_READ.into()),

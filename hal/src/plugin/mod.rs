@@ -67,6 +67,9 @@ pub const COMPLETION_FAILED: u32 = 2;
 /// No limit to a wait.
 pub const NO_TIMEOUT: u64 = u64::MAX;
 
+/// In [`ArgumentInfo`] alone: a buffer of any element type.
+pub const DTYPE_ANY: u32 = u32::MAX;
+
 /// An argument that is a range of memory.
 pub const ARGUMENT_BUFFER: u32 = 0;
 /// An argument that is a number.
