@@ -17,8 +17,11 @@ import sys
 import time
 import warnings
 
-import torch
-from torch import nn
+try:
+    import torch
+    from torch import nn
+except ImportError:
+    sys.exit("PyTorch is missing: pip install torch")
 
 IMAGES_IN_ROTATION = 8  # batches that take turns, so that no step finds its input in the first-level cache
 
@@ -68,7 +71,6 @@ class Step:
         torch.manual_seed(0)
         self.onednn = ONEDNN.get(engine, True)
         self.model = network().to(memory_format=LAYOUTS[layout])
-        # `capturable` and friends stay at their defaults: they only matter on a GPU.
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, **ADAMS[adam])
         self.loss = nn.CrossEntropyLoss()
         self.images = [
@@ -91,12 +93,12 @@ class Step:
                 self.optimizer.step()
             elapsed = time.perf_counter() - start
         if not torch.isfinite(loss):
-            raise SystemExit(f"the loss of {self.__class__.__name__} became {loss.item()}")
+            sys.exit(f"the loss became {loss.item()}: these steps trained nothing")
         return elapsed / steps
 
 
 def fastest_setting(case: str, with_compile: bool, verbose: bool) -> str:
-    """Tries every setting in turn, three times over, and returns the one with the lowest median."""
+    """Tries every setting in turn, five times over, and returns the one with the lowest median."""
     steps_by_setting = {}
     for setting in settings(with_compile):
         try:
@@ -132,6 +134,8 @@ def main() -> None:
     parser.add_argument("--on-request", action="store_true", help="run one round per line read from standard input")
     parser.add_argument("--verbose", action="store_true", help="print what each setting takes")
     arguments = parser.parse_args()
+    if arguments.setting and arguments.setting not in settings(with_compile=True):
+        parser.error(f"--setting is one of {', '.join(settings(with_compile=True))}")
     if arguments.threads < 1 or arguments.rounds < 1:
         parser.error("--threads and --rounds must be at least 1")
     warnings.filterwarnings("ignore")

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
-const DEFAULT_EPOCHS: u32 = 15;
+const DEFAULT_EPOCHS: u32 = 20;
 const DEFAULT_BATCH: usize = 32;
 const DEFAULT_SEED: u64 = 0;
 const MAX_EPOCHS: i64 = 100_000;

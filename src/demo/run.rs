@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Adam's learning rate in the first step; it falls in a straight line to zero after the last one.
 ///
 /// With weights drawn as for rectifiers (He et al., 2015) and batches of 32 this is near the largest rate
-/// that trains smoothly, so that 15 epochs are enough.
+/// that trains smoothly, so that 20 epochs are enough.
 pub const LEARNING_RATE: f32 = 5e-3;
 
 /// Any failure of a device; its text is shown in one line.
