@@ -2,3 +2,12 @@
 
 pub mod cpu;
 pub mod npu;
+
+use crate::lower::KernelVariant;
+
+/// Every kernel variant of this crate.
+pub(crate) fn builtin_variants() -> Vec<KernelVariant> {
+    let mut variants = cpu::variants();
+    variants.extend(npu::variants());
+    variants
+}

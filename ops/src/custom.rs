@@ -1,0 +1,81 @@
+//! Operations of other crates, and the catalog of kernel variants.
+
+use crate::lower::{KernelVariant, TensorType};
+use crate::reference::HostTensor;
+use crate::{Error, Result, Tensor, kernels};
+use std::fmt;
+use std::sync::Arc;
+
+/// An operation that another crate adds: a shape rule, a derivative, a plain reference and, in a [`Catalog`],
+/// kernel variants under its name.
+///
+/// An implementor holds its attributes; two calls with different attributes are two values.
+pub trait CustomOp: Send + Sync {
+    /// The name under which kernel variants are registered and profiles choose. Lower case with underscores.
+    fn name(&self) -> &str;
+
+    /// Type of the result.
+    ///
+    /// # Errors
+    /// One line that says what was expected and what came.
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType, String>;
+
+    /// Gradients with respect to each input, built from ordinary tensor operations; `None` where there is none.
+    ///
+    /// # Errors
+    /// Whatever building them reports.
+    fn derivative(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>>;
+
+    /// The plain definition in f64, which every device is tested against.
+    ///
+    /// # Errors
+    /// One line, when the inputs do not fit.
+    fn reference(&self, inputs: &[HostTensor]) -> Result<HostTensor, String>;
+}
+
+impl fmt::Debug for dyn CustomOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CustomOp({})", self.name())
+    }
+}
+
+/// Every kernel variant that engines may choose from: those of this crate, and those that others add.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    variants: Vec<Arc<KernelVariant>>,
+}
+
+impl Catalog {
+    /// The variants of this crate.
+    pub fn builtin() -> Self {
+        Self { variants: kernels::builtin_variants().into_iter().map(Arc::new).collect() }
+    }
+
+    /// Adds a variant behind the others of its operation; a profile may prefer it by name.
+    ///
+    /// # Errors
+    /// When the operation has a variant of that name and format already.
+    pub fn register(&mut self, variant: KernelVariant) -> Result<()> {
+        let taken = |own: &Arc<KernelVariant>| {
+            own.op == variant.op && own.name == variant.name && own.format == variant.format
+        };
+        if self.variants.iter().any(taken) {
+            let KernelVariant { op, name, format, .. } = &variant;
+            return Err(Error::Catalog(format!(
+                "{op} has a variant '{name}' for {format} already; choose another name"
+            )));
+        }
+        self.variants.push(Arc::new(variant));
+        Ok(())
+    }
+
+    /// The variants of `op`, in order of registration.
+    pub fn variants_of<'a>(&'a self, op: &'a str) -> impl Iterator<Item = &'a Arc<KernelVariant>> {
+        self.variants.iter().filter(move |variant| variant.op == op)
+    }
+}

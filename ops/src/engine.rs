@@ -1,0 +1,612 @@
+//! An opened device with everything that evaluation needs: stream, pool, profile, kernels and plans.
+
+use crate::fuse::PlanNode;
+use crate::hash::IdMap;
+use crate::node::{Node, Placement, topological_order};
+use crate::op::Op;
+use crate::plan::{
+    Bindings, ChosenKernel, FallbackRegion, LaunchInfo, OutputMemory, Plan, Region, SharedPlan,
+};
+use crate::{Catalog, DType, Error, Result, Tensor};
+use halite_hal::{
+    Allocation, BufferSlice, Device, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar, Stream,
+};
+use halite_profiles::Profile;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Evaluations that may be enqueued before the host waits for the oldest one.
+const MAX_IN_FLIGHT: usize = 4;
+/// Plans that an engine keeps; beyond, the least recently used goes.
+const MAX_PLANS: usize = 256;
+/// Words of plan keys that an engine keeps (32 MiB).
+const MAX_PLAN_WORDS: usize = 4 << 20;
+/// Lowered kernels that an engine keeps; beyond, all go and are lowered again as needed.
+const MAX_KERNELS: usize = 4096;
+
+/// A device that is ready to compute tensors.
+///
+/// 1. [`Engine::new`] takes an opened device, its profile and a catalog of kernels.
+/// 2. Its methods make tensors; [`eval`] and reads compute them on the engine's one stream.
+/// 3. Clones are handles to the same engine; it lives as long as a handle or a tensor does.
+///
+/// Every method may be called from any thread; evaluations take turns.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    device: Device,
+    stream: Stream,
+    pool: Pool,
+    profile: Arc<Profile>,
+    catalog: Catalog,
+    fallback: Option<Engine>,
+    work: Mutex<Work>,
+    kernels: Mutex<HashMap<String, ChosenKernel>>,
+    counters: Counters,
+    fallbacks: Mutex<BTreeMap<(String, String), u64>>,
+}
+
+#[derive(Default)]
+struct Counters {
+    evaluations: AtomicU64,
+    plans_built: AtomicU64,
+    launches: AtomicU64,
+}
+
+/// What an engine has done since it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Evaluations that had something to compute.
+    pub evaluations: u64,
+    /// Plans that were built; all other evaluations replayed one.
+    pub plans_built: u64,
+    /// Kernel launches, those on the fallback device included.
+    pub launches: u64,
+    /// Operations that ran on the fallback device.
+    pub fallbacks: Vec<FallbackCount>,
+    /// Memory.
+    pub pool: PoolStats,
+}
+
+/// How often an operation ran on the fallback device, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FallbackCount {
+    /// The operation.
+    pub op: String,
+    /// Why the device has no kernel for it.
+    pub reason: String,
+    /// Times that it ran.
+    pub count: u64,
+}
+
+/// Memory that holds a settled tensor; shared by tensors that are reshapes of one another.
+#[derive(Clone)]
+pub(crate) struct Value(Arc<Allocation>);
+
+impl Value {
+    fn slice(&self, len_bytes: u64) -> Result<BufferSlice> {
+        Ok(self.0.as_slice().slice(0, len_bytes)?)
+    }
+}
+
+#[derive(Default)]
+struct Work {
+    plans: PlanCache,
+    in_flight: VecDeque<InFlight>,
+}
+
+/// An enqueued evaluation whose end has not been seen yet.
+struct InFlight {
+    event: Event,
+    /// Nodes that it settles. When it is done their inputs are released; when it failed their values are.
+    outputs: Vec<Weak<Node>>,
+    /// Leaves whose memory went over to an output: `(leaf, output)`.
+    donors: Vec<(Weak<Node>, Weak<Node>)>,
+}
+
+impl Engine {
+    /// An engine on `device`.
+    ///
+    /// `fallback` computes what the device has no kernel for, where the profile allows it.
+    ///
+    /// # Errors
+    /// The device's failure to make a stream.
+    pub fn new(
+        device: Device,
+        profile: Arc<Profile>,
+        catalog: Catalog,
+        fallback: Option<Engine>,
+    ) -> Result<Self> {
+        let stream = device.create_stream()?;
+        let limit = profile.memory().pool_limit.map(|limit| limit.bytes(device.info().memory_bytes));
+        let config = PoolConfig { limit_bytes: limit, ..PoolConfig::default() };
+        let pool = Pool::new(device.clone(), MemoryKind::Device, config);
+        Ok(Self(Arc::new(Inner {
+            device,
+            stream,
+            pool,
+            profile,
+            catalog,
+            fallback,
+            work: Mutex::default(),
+            kernels: Mutex::default(),
+            counters: Counters::default(),
+            fallbacks: Mutex::default(),
+        })))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// The stream that evaluations run on.
+    pub fn stream(&self) -> &Stream {
+        &self.0.stream
+    }
+
+    /// The memory that tensors live in.
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// The profile that chooses kernels.
+    pub fn profile(&self) -> &Profile {
+        &self.0.profile
+    }
+
+    /// The kernel variants to choose from.
+    pub fn catalog(&self) -> &Catalog {
+        &self.0.catalog
+    }
+
+    pub(crate) fn fallback_engine(&self) -> Option<&Engine> {
+        self.0.fallback.as_ref()
+    }
+
+    /// Whether both handles name the same engine.
+    pub fn is_same(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Counters since the engine was made, and memory now.
+    pub fn stats(&self) -> EngineStats {
+        let counters = &self.0.counters;
+        let fallbacks = lock(&self.0.fallbacks)
+            .iter()
+            .map(|((op, reason), &count)| FallbackCount { op: op.clone(), reason: reason.clone(), count })
+            .collect();
+        EngineStats {
+            evaluations: counters.evaluations.load(Ordering::Relaxed),
+            plans_built: counters.plans_built.load(Ordering::Relaxed),
+            launches: counters.launches.load(Ordering::Relaxed),
+            fallbacks,
+            pool: self.0.pool.stats(),
+        }
+    }
+
+    /// Blocks until everything enqueued is done.
+    ///
+    /// # Errors
+    /// The first failure; the tensors that it concerns are unsettled again, their inputs intact.
+    pub fn synchronize(&self) -> Result<()> {
+        let mut work = lock(&self.0.work);
+        self.reap(&mut work, 0)
+    }
+
+    /// What evaluating `tensors` together would launch, in order. Computes nothing.
+    ///
+    /// # Errors
+    /// As [`eval`], except for failures of launches.
+    pub fn explain(&self, tensors: &[&Tensor]) -> Result<Vec<LaunchInfo>> {
+        let mut work = lock(&self.0.work);
+        let roots = open_roots(tensors);
+        if roots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let graph = Graph::new(&roots);
+        Ok(self.plan(&mut work, &graph)?.launches.clone())
+    }
+
+    /// A settled tensor of these bytes.
+    pub(crate) fn leaf(&self, dtype: DType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tensor> {
+        let allocation = self.0.pool.allocate(&self.0.stream, bytes.len() as u64)?;
+        if !bytes.is_empty() {
+            self.0.stream.write(allocation.as_slice(), bytes)?;
+        }
+        let value = Some(Value(Arc::new(allocation)));
+        Ok(Tensor::from_node(Node::new(
+            Op::Leaf,
+            dtype,
+            shape,
+            Placement::Device(self.clone()),
+            Vec::new(),
+            value,
+        )))
+    }
+
+    /// Computes a tensor and copies its bytes to the host.
+    pub(crate) fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        self.evaluate(&[tensor])?;
+        let mut bytes = vec![0; tensor.tensor_type().len_bytes()];
+        let value = tensor.0.state().value.clone();
+        let slice = match value {
+            Some(value) => value.slice(bytes.len() as u64)?,
+            None => {
+                return Err(
+                    halite_hal::Error::invalid("the tensor's memory was handed on to another one").into()
+                );
+            }
+        };
+        if bytes.is_empty() {
+            return Ok(bytes);
+        }
+        let copied = self.0.stream.read_blocking(&slice, &mut bytes);
+        // The copy waited for everything before it, so whatever failed is known now.
+        let mut work = lock(&self.0.work);
+        match copied {
+            Ok(()) => self.reap(&mut work, MAX_IN_FLIGHT).map(|()| bytes),
+            Err(error) => Err(self.recover(&mut work, error.into())),
+        }
+    }
+
+    /// Enqueues the computation of every tensor that is not settled yet.
+    pub(crate) fn evaluate(&self, tensors: &[&Tensor]) -> Result<()> {
+        let mut work = lock(&self.0.work);
+        self.reap(&mut work, MAX_IN_FLIGHT)?;
+        let roots = open_roots(tensors);
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let graph = Graph::new(&roots);
+        let plan = self.plan(&mut work, &graph)?;
+        self.run(&mut work, &graph, &plan).map_err(|error| self.recover(&mut work, error))
+    }
+
+    /// Brings stream and tensors back to where they can be used after a failure; the first failure wins.
+    fn recover(&self, work: &mut Work, error: Error) -> Error {
+        let first = self.reap(work, 0).err();
+        // A lost device cannot be reset; its own error says more than the reset's.
+        let _ = self.0.stream.reset();
+        first.unwrap_or(error)
+    }
+
+    fn plan(&self, work: &mut Work, graph: &Graph) -> Result<SharedPlan> {
+        if let Some(plan) = work.plans.find(&graph.key) {
+            return Ok(plan);
+        }
+        let plan = Arc::new(Plan::new(self, &graph.plan_nodes(), &graph.donatable)?);
+        self.0.counters.plans_built.fetch_add(1, Ordering::Relaxed);
+        work.plans.insert(graph.key.clone(), plan.clone());
+        Ok(plan)
+    }
+
+    fn run(&self, work: &mut Work, graph: &Graph, plan: &SharedPlan) -> Result<()> {
+        let Inner { pool, stream, .. } = &*self.0;
+        let values: Vec<Option<Value>> =
+            graph.order.iter().map(|tensor| tensor.0.state().value.clone()).collect();
+        let leaves = graph
+            .order
+            .iter()
+            .zip(&values)
+            .map(|(tensor, value)| {
+                value.as_ref().map(|value| value.slice(tensor.tensor_type().len_bytes() as u64)).transpose()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let new: Vec<Value> = plan
+            .allocations
+            .iter()
+            .map(|&bytes| Ok(Value(Arc::new(pool.allocate(stream, bytes)?))))
+            .collect::<Result<_>>()?;
+        let outputs: Vec<BufferSlice> = new.iter().map(|value| value.0.as_slice().clone()).collect();
+        let arena = pool.allocate(stream, plan.arena_bytes)?;
+        let bindings =
+            Bindings { leaves: &leaves, outputs: &outputs, arena: arena.as_slice(), scalars: &graph.scalars };
+        for region in &plan.regions {
+            match region {
+                Region::Device { list, slots, scalars } => {
+                    let buffers =
+                        slots.iter().map(|&slot| bindings.slot(slot)).collect::<Result<Vec<_>>>()?;
+                    stream.replay(list, &buffers, &bindings.numbers(scalars))?;
+                }
+                Region::Fallback(region) => self.run_fallback(region, &bindings)?,
+            }
+        }
+        self.settle(work, graph, plan, values, &new)
+    }
+
+    /// Runs a unit on the fallback device; blocks, because its data go through the host.
+    fn run_fallback(&self, region: &FallbackRegion, bindings: &Bindings<'_>) -> Result<()> {
+        let Some(fallback) = &self.0.fallback else {
+            return Err(halite_hal::Error::unsupported("the plan was made with a fallback engine").into());
+        };
+        let (pool, stream) = (&fallback.0.pool, &fallback.0.stream);
+        let mut held = Vec::new();
+        for &(place, len) in &region.inputs {
+            let mut bytes = vec![0; len as usize];
+            self.0.stream.read_blocking(&bindings.range(place, len)?, &mut bytes)?;
+            let allocation = pool.allocate(stream, len)?;
+            stream.write(allocation.as_slice(), bytes)?;
+            held.push(allocation);
+        }
+        for &(_, len) in &region.outputs {
+            held.push(pool.allocate(stream, len)?);
+        }
+        if region.workspace_bytes > 0 {
+            held.push(pool.allocate(stream, region.workspace_bytes)?);
+        }
+        let buffers: Vec<_> = held.iter().map(|allocation| allocation.as_slice().clone()).collect();
+        stream.replay(
+            &region.list,
+            &buffers[..region.list.buffer_slots().len()],
+            &bindings.numbers(&region.scalars),
+        )?;
+        for (&(place, len), allocation) in region.outputs.iter().zip(&held[region.inputs.len()..]) {
+            let mut bytes = vec![0; len as usize];
+            let copied = stream.read_blocking(allocation.as_slice(), &mut bytes);
+            if let Err(error) = copied {
+                stream.reset()?;
+                return Err(error.into());
+            }
+            self.0.stream.write(&bindings.range(place, len)?, bytes)?;
+        }
+        let key = (region.op.clone(), region.reason.clone());
+        *lock(&self.0.fallbacks).entry(key).or_default() += 1;
+        Ok(())
+    }
+
+    /// Gives the output nodes their values, and remembers what to do when the work ends.
+    fn settle(
+        &self,
+        work: &mut Work,
+        graph: &Graph,
+        plan: &Plan,
+        values: Vec<Option<Value>>,
+        new: &[Value],
+    ) -> Result<()> {
+        let event = self.0.stream.record()?;
+        let mut in_flight = InFlight { event, outputs: Vec::new(), donors: Vec::new() };
+        for &(node, memory) in &plan.outputs {
+            let tensor = &graph.order[node];
+            let value = match memory {
+                OutputMemory::New(index) => Some(new[index].clone()),
+                OutputMemory::Shared(leaf) => values[leaf].clone(),
+                OutputMemory::Donated(leaf) => {
+                    let donor = &graph.order[leaf];
+                    in_flight.donors.push((Arc::downgrade(&donor.0), Arc::downgrade(&tensor.0)));
+                    donor.0.state().value.take()
+                }
+            };
+            tensor.0.state().value = value;
+            in_flight.outputs.push(Arc::downgrade(&tensor.0));
+        }
+        work.in_flight.push_back(in_flight);
+        self.0.counters.evaluations.fetch_add(1, Ordering::Relaxed);
+        self.0.counters.launches.fetch_add(plan.launches.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Looks at enqueued evaluations in order: releases what finished ones were computed from, and waits until at
+    /// most `keep` are left. After a failure every evaluation from the failed one on is undone.
+    fn reap(&self, work: &mut Work, keep: usize) -> Result<()> {
+        while let Some(oldest) = work.in_flight.front() {
+            let outcome = match oldest.event.is_done() {
+                Ok(false) if work.in_flight.len() <= keep => return Ok(()),
+                Ok(false) => oldest.event.wait(None),
+                Ok(true) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                undo(&mut work.in_flight);
+                // A lost device cannot be reset; its own error says more than the reset's.
+                let _ = self.0.stream.reset();
+                return Err(error.into());
+            }
+            if let Some(done) = work.in_flight.pop_front() {
+                for node in done.outputs.iter().filter_map(Weak::upgrade) {
+                    let inputs = std::mem::take(&mut node.state().inputs);
+                    drop(inputs);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remembered_kernel(&self, key: &str) -> Option<ChosenKernel> {
+        lock(&self.0.kernels).get(key).cloned()
+    }
+
+    pub(crate) fn remember_kernel(&self, key: String, kernel: &ChosenKernel) {
+        let mut kernels = lock(&self.0.kernels);
+        if kernels.len() >= MAX_KERNELS {
+            kernels.clear();
+        }
+        kernels.insert(key, kernel.clone());
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({}, profile {})", self.device().id(), self.profile().name())
+    }
+}
+
+/// Computes every tensor of a set, together: what they share is computed once. Returns when the work is enqueued;
+/// reads wait for it.
+///
+/// Values that other live handles, or other unevaluated graphs, refer to are kept, so that they are not computed
+/// again. Each tensor of the set is settled from then on.
+///
+/// # Errors
+/// `NoKernel` when a device cannot compute an op and its profile forbids a fallback; the device's failure, also a
+/// late one of an earlier evaluation. Whatever failed is unsettled again and can be tried again.
+pub fn eval(tensors: &[&Tensor]) -> Result<()> {
+    let mut rest: Vec<&Tensor> = tensors.to_vec();
+    while let Some(first) = rest.first() {
+        let engine = first.engine().clone();
+        let (own, others): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|tensor| tensor.engine().is_same(&engine));
+        engine.evaluate(&own)?;
+        rest = others;
+    }
+    Ok(())
+}
+
+fn undo(in_flight: &mut VecDeque<InFlight>) {
+    while let Some(failed) = in_flight.pop_back() {
+        for (donor, heir) in failed.donors {
+            if let (Some(donor), Some(heir)) = (donor.upgrade(), heir.upgrade()) {
+                donor.state().value = heir.state().value.take();
+            }
+        }
+        for node in failed.outputs.iter().filter_map(Weak::upgrade) {
+            node.state().value = None;
+        }
+    }
+}
+
+fn open_roots(tensors: &[&Tensor]) -> Vec<Tensor> {
+    tensors.iter().filter(|tensor| !tensor.is_settled()).map(|&tensor| tensor.clone()).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every holder leaves consistent state behind, also when it unwinds.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The part of the lazy graph that an evaluation needs, in topological order, and its structure as a key.
+struct Graph {
+    order: Vec<Tensor>,
+    inputs: Vec<Vec<usize>>,
+    is_leaf: Vec<bool>,
+    is_output: Vec<bool>,
+    donatable: Vec<bool>,
+    scalars: Vec<Option<Scalar>>,
+    key: PlanKey,
+}
+
+impl Graph {
+    fn new(roots: &[Tensor]) -> Self {
+        let order = topological_order(roots);
+        let index: IdMap<usize> = order.iter().enumerate().map(|(i, tensor)| (tensor.0.id, i)).collect();
+        // References from within: this list's own, the roots', and one for each edge.
+        let mut inside = vec![1usize; order.len()];
+        let mut is_output = vec![false; order.len()];
+        for root in roots {
+            inside[index[&root.0.id]] += 1;
+            is_output[index[&root.0.id]] = true;
+        }
+        let mut inputs = Vec::with_capacity(order.len());
+        let mut is_leaf = Vec::with_capacity(order.len());
+        for tensor in &order {
+            let state = tensor.0.state();
+            let leaf = state.value.is_some();
+            is_leaf.push(leaf);
+            let own: Vec<usize> =
+                if leaf { Vec::new() } else { state.inputs.iter().map(|input| index[&input.0.id]).collect() };
+            own.iter().for_each(|&input| inside[input] += 1);
+            inputs.push(own);
+        }
+        let mut donatable = vec![false; order.len()];
+        for (i, tensor) in order.iter().enumerate() {
+            let held_outside = Arc::strong_count(&tensor.0) > inside[i];
+            if is_leaf[i] {
+                let alone =
+                    tensor.0.state().value.as_ref().is_some_and(|value| Arc::strong_count(&value.0) == 1);
+                donatable[i] = alone && !held_outside;
+            } else if held_outside && !matches!(tensor.0.op, Op::Full(_) | Op::RuntimeScalar(_) | Op::Iota(_))
+            {
+                is_output[i] = true;
+            }
+        }
+        let scalars = order
+            .iter()
+            .map(|tensor| match tensor.0.op {
+                Op::RuntimeScalar(scalar) => Some(scalar),
+                _ => None,
+            })
+            .collect();
+        let mut graph =
+            Self { order, inputs, is_leaf, is_output, donatable, scalars, key: PlanKey(Box::default()) };
+        graph.key = graph.encode();
+        graph
+    }
+
+    fn encode(&self) -> PlanKey {
+        let mut key = Vec::with_capacity(self.order.len() * 10);
+        for (i, tensor) in self.order.iter().enumerate() {
+            let flags = u64::from(self.is_leaf[i])
+                | u64::from(self.is_output[i]) << 1
+                | u64::from(self.donatable[i]) << 2;
+            let node = &tensor.0;
+            key.push(flags | (node.dtype as u64) << 8 | (node.shape.len() as u64) << 16);
+            key.extend(node.shape.iter().map(|&extent| extent as u64));
+            key.push(self.inputs[i].len() as u64);
+            key.extend(self.inputs[i].iter().map(|&input| input as u64));
+            if !self.is_leaf[i] {
+                node.op.encode(&mut key);
+            }
+        }
+        PlanKey(key.into())
+    }
+
+    fn plan_nodes(&self) -> Vec<PlanNode> {
+        self.order
+            .iter()
+            .enumerate()
+            .map(|(i, tensor)| PlanNode {
+                op: if self.is_leaf[i] { Op::Leaf } else { tensor.0.op.clone() },
+                dtype: tensor.dtype(),
+                shape: tensor.shape().to_vec(),
+                inputs: self.inputs[i].clone(),
+                is_leaf: self.is_leaf[i],
+                is_output: self.is_output[i],
+            })
+            .collect()
+    }
+}
+
+/// The structure of a graph; equal keys mean equal plans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PlanKey(Box<[u64]>);
+
+impl Hash for PlanKey {
+    /// Folds the words with multiplications; equality compares them all.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let fold = |hash: u64, word: &u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        state.write_u64(self.0.iter().fold(self.0.len() as u64, fold));
+    }
+}
+
+/// Plans by structure; bounded by number and by key length, the least recently used goes first.
+#[derive(Default)]
+struct PlanCache {
+    plans: HashMap<PlanKey, (SharedPlan, u64)>,
+    words: usize,
+    clock: u64,
+}
+
+impl PlanCache {
+    fn find(&mut self, key: &PlanKey) -> Option<SharedPlan> {
+        self.clock += 1;
+        let (plan, used) = self.plans.get_mut(key)?;
+        *used = self.clock;
+        Some(plan.clone())
+    }
+
+    fn insert(&mut self, key: PlanKey, plan: SharedPlan) {
+        self.words += key.0.len();
+        self.plans.insert(key, (plan, self.clock));
+        while self.plans.len() > MAX_PLANS || (self.words > MAX_PLAN_WORDS && self.plans.len() > 1) {
+            let oldest = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            let Some(oldest) = oldest else { return };
+            self.words -= oldest.0.len();
+            self.plans.remove(&oldest);
+        }
+    }
+}

@@ -1,0 +1,621 @@
+//! From fused units to a plan: kernel variants chosen and loaded, every value placed, commands recorded.
+//!
+//! A plan depends on structure alone (ops, shapes, dtypes, which nodes are wanted or may be overwritten), so a
+//! training loop plans once and replays.
+
+use crate::access::ValueIndex;
+use crate::engine::Engine;
+use crate::fuse::{Fused, PlanNode, Unit, fuse};
+use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};
+use crate::{Error, Result};
+use halite_hal::{
+    BufferSlice, CommandList, CommandListBuilder, Kernel, RecordedArg, RecordedCommand, RecordedRange, Scalar,
+};
+use halite_profiles::{Candidate, Fallback, Parameters};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Every range of an arena starts at a multiple of this, or of the device's own alignment if that is larger.
+const ARENA_ALIGNMENT: u64 = 256;
+
+/// Where a value lies while a plan runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the memory of this leaf node.
+    Leaf(usize),
+    /// In output allocation `n`.
+    Output(usize),
+    /// In the arena, from this byte on.
+    Arena(u64),
+}
+
+/// The memory that an output node gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputMemory {
+    /// A new allocation: number `n` of [`Plan::allocations`].
+    New(usize),
+    /// Shared with a leaf that keeps it.
+    Shared(usize),
+    /// Taken over from a leaf that nobody else holds: the node's value overwrote it.
+    Donated(usize),
+}
+
+/// What a replay binds to a buffer slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Leaf(usize),
+    Output(usize),
+    Arena,
+}
+
+/// Work on one device, in order with the plan's other regions.
+pub(crate) enum Region {
+    /// Commands of the engine's own device.
+    Device {
+        list: CommandList,
+        slots: Vec<Slot>,
+        /// Nodes whose runtime scalars fill the list's scalar slots.
+        scalars: Vec<usize>,
+    },
+    /// A unit that the device has no kernel for, run on the fallback engine with copies through the host.
+    Fallback(FallbackRegion),
+}
+
+pub(crate) struct FallbackRegion {
+    pub(crate) list: CommandList,
+    pub(crate) scalars: Vec<usize>,
+    pub(crate) inputs: Vec<(Place, u64)>,
+    pub(crate) outputs: Vec<(Place, u64)>,
+    pub(crate) workspace_bytes: u64,
+    pub(crate) op: String,
+    pub(crate) reason: String,
+}
+
+/// One launch of a plan, for people and tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchInfo {
+    /// The operation.
+    pub op: String,
+    /// The kernel variant that the profile chose.
+    pub variant: String,
+    /// Sizes that the profile gave it.
+    pub parameters: Parameters,
+    /// The kernel's name.
+    pub kernel: String,
+    /// Workgroups per axis.
+    pub grid: [u32; 3],
+    /// The device that runs it.
+    pub device: String,
+}
+
+/// A recorded evaluation.
+pub(crate) struct Plan {
+    pub(crate) regions: Vec<Region>,
+    /// Bytes of each new output allocation.
+    pub(crate) allocations: Vec<u64>,
+    /// Output nodes and their memory.
+    pub(crate) outputs: Vec<(usize, OutputMemory)>,
+    pub(crate) arena_bytes: u64,
+    pub(crate) launches: Vec<LaunchInfo>,
+}
+
+/// A unit with its kernels.
+struct LoweredUnit {
+    unit: Unit,
+    kernels: Vec<(Kernel, [u32; 3], Vec<LaunchArg>)>,
+    workspace_bytes: u64,
+    fallback_reason: Option<String>,
+}
+
+impl Plan {
+    /// Plans `nodes`; `donatable[i]` says that leaf `i` may be overwritten.
+    pub(crate) fn new(engine: &Engine, nodes: &[PlanNode], donatable: &[bool]) -> Result<Self> {
+        let fused = fuse(nodes);
+        let mut planner = Planner::new(engine, fused, donatable);
+        planner.place_outputs();
+        let lowered = planner.lower()?;
+        planner.place_arena(&lowered);
+        planner.record(lowered)
+    }
+}
+
+struct Planner<'a> {
+    engine: &'a Engine,
+    fused: Fused,
+    donatable: &'a [bool],
+    places: Vec<Option<Place>>,
+    allocations: Vec<u64>,
+    outputs: Vec<(usize, OutputMemory)>,
+    arena_bytes: u64,
+    /// First byte of each unit's workspace in the arena.
+    workspaces: Vec<u64>,
+    launches: Vec<LaunchInfo>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(engine: &'a Engine, fused: Fused, donatable: &'a [bool]) -> Self {
+        let places = fused.values.iter().map(|value| value.leaf.map(Place::Leaf)).collect();
+        Self {
+            engine,
+            fused,
+            donatable,
+            places,
+            allocations: Vec::new(),
+            outputs: Vec::new(),
+            arena_bytes: 0,
+            workspaces: Vec::new(),
+            launches: Vec::new(),
+        }
+    }
+
+    /// Gives every output its memory: a leaf's own, a donated leaf's, or a new allocation.
+    fn place_outputs(&mut self) {
+        self.move_updates_last();
+        let donations = self.donations();
+        for &(node, value) in &self.fused.outputs {
+            let memory = match (self.fused.values[value].leaf, donations.get(&value)) {
+                (Some(leaf), _) => OutputMemory::Shared(leaf),
+                (None, Some(&leaf)) => {
+                    self.places[value] = Some(Place::Leaf(leaf));
+                    OutputMemory::Donated(leaf)
+                }
+                (None, None) => match self.places[value] {
+                    Some(Place::Output(index)) => OutputMemory::New(index),
+                    _ => {
+                        self.allocations.push(self.fused.values[value].kind.len_bytes() as u64);
+                        let index = self.allocations.len() - 1;
+                        self.places[value] = Some(Place::Output(index));
+                        OutputMemory::New(index)
+                    }
+                },
+            };
+            self.outputs.push((node, memory));
+        }
+    }
+
+    /// Units that nothing else reads (optimiser updates) go behind all others: when an earlier launch fails, the
+    /// updates are skipped, and the leaves that they would overwrite are intact for another try.
+    fn move_updates_last(&mut self) {
+        let mut read = vec![false; self.fused.values.len()];
+        for unit in &self.fused.units {
+            unit.inputs.iter().for_each(|&value| read[value] = true);
+        }
+        let is_update = |unit: &Unit| {
+            matches!(unit.op, KernelOp::Elementwise(_)) && unit.outputs.iter().all(|&value| !read[value])
+        };
+        let (updates, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.fused.units).into_iter().partition(is_update);
+        self.fused.units = others;
+        self.fused.units.extend(updates);
+    }
+
+    /// Outputs of trailing elementwise units that may overwrite a donatable leaf, as `(output, leaf)`.
+    fn donations(&self) -> HashMap<ValueIndex, usize> {
+        let units = &self.fused.units;
+        let mut last_use: HashMap<ValueIndex, usize> = HashMap::new();
+        let mut read = vec![false; self.fused.values.len()];
+        for (position, unit) in units.iter().enumerate() {
+            for &value in &unit.inputs {
+                last_use.insert(value, position);
+                read[value] = true;
+            }
+        }
+        // An output that shares a leaf's memory must not see it overwritten.
+        let shared: Vec<usize> =
+            self.fused.outputs.iter().filter_map(|&(_, value)| self.fused.values[value].leaf).collect();
+        let wanted =
+            |value: &ValueIndex| self.fused.outputs.iter().filter(|(_, output)| output == value).count() == 1;
+        let mut donations = HashMap::new();
+        let mut taken: Vec<usize> = Vec::new();
+        for (position, unit) in units.iter().enumerate().rev() {
+            let KernelOp::Elementwise(cluster) = &unit.op else { break };
+            if unit.outputs.iter().any(|&value| read[value]) {
+                break;
+            }
+            for &output in unit.outputs.iter().filter(|value| wanted(value)) {
+                let kind = &self.fused.values[output].kind;
+                let candidate = unit.inputs.iter().zip(&cluster.inputs).find_map(|(&input, view)| {
+                    let value = &self.fused.values[input];
+                    let leaf = value.leaf?;
+                    let fits = self.donatable[leaf]
+                        && !taken.contains(&leaf)
+                        && !shared.contains(&leaf)
+                        && last_use.get(&input) == Some(&position)
+                        && unit.inputs.iter().filter(|&&other| other == input).count() == 1
+                        && value.kind.dtype.size() == kind.dtype.size()
+                        && value.kind.elements() == kind.elements()
+                        && view.is_contiguous(&cluster.shape)
+                        && cluster.points() == kind.elements();
+                    fits.then_some(leaf)
+                });
+                if let Some(leaf) = candidate {
+                    taken.push(leaf);
+                    donations.insert(output, leaf);
+                }
+            }
+        }
+        donations
+    }
+
+    fn lower(&mut self) -> Result<Vec<LoweredUnit>> {
+        let units = std::mem::take(&mut self.fused.units);
+        let mut lowered = Vec::with_capacity(units.len());
+        for unit in units {
+            // Units without output elements have nothing to do.
+            if unit.outputs.iter().all(|&value| self.fused.values[value].kind.elements() == 0) {
+                continue;
+            }
+            lowered.push(self.lower_unit(unit)?);
+        }
+        Ok(lowered)
+    }
+
+    fn lower_unit(&mut self, unit: Unit) -> Result<LoweredUnit> {
+        let kinds = |values: &[ValueIndex]| -> Vec<TensorType> {
+            values.iter().map(|&value| self.fused.values[value].kind.clone()).collect()
+        };
+        let (inputs, outputs) = (kinds(&unit.inputs), kinds(&unit.outputs));
+        match self.engine.lower(&unit.op, &inputs, &outputs) {
+            Ok(own) => self.loaded(unit, self.engine, own, None),
+            Err(Error::NoKernel { device, op, reason }) => {
+                let fallback = match (self.engine.profile().fallback(), self.engine.fallback_engine()) {
+                    (Fallback::Cpu, Some(fallback)) => fallback.clone(),
+                    _ => return Err(Error::NoKernel { device, op, reason }),
+                };
+                let own = fallback.lower(&unit.op, &inputs, &outputs)?;
+                self.loaded(unit, &fallback, own, Some(reason))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn loaded(
+        &mut self,
+        unit: Unit,
+        engine: &Engine,
+        chosen: ChosenKernel,
+        fallback_reason: Option<String>,
+    ) -> Result<LoweredUnit> {
+        for (kernel, grid, _) in &chosen.kernels {
+            self.launches.push(LaunchInfo {
+                op: unit.op.name().to_owned(),
+                variant: chosen.variant.clone(),
+                parameters: chosen.parameters.clone(),
+                kernel: kernel.name().to_owned(),
+                grid: *grid,
+                device: engine.device().id().to_string(),
+            });
+        }
+        Ok(LoweredUnit {
+            unit,
+            kernels: chosen.kernels,
+            workspace_bytes: chosen.workspace_bytes,
+            fallback_reason,
+        })
+    }
+
+    /// Places intermediate values and workspaces in one arena, so that ranges whose lifetimes meet do not overlap:
+    /// the largest first, each at the lowest free offset.
+    fn place_arena(&mut self, lowered: &[LoweredUnit]) {
+        struct Range {
+            bytes: u64,
+            first: usize,
+            last: usize,
+            target: Result<ValueIndex, usize>,
+        }
+        let alignment = self.engine.device().info().limits.offset_alignment_bytes.max(ARENA_ALIGNMENT);
+        let mut by_value: HashMap<ValueIndex, Range> = HashMap::new();
+        let mut ranges = Vec::new();
+        for (position, step) in lowered.iter().enumerate() {
+            for &value in &step.unit.outputs {
+                if self.places[value].is_none() {
+                    let bytes = self.fused.values[value].kind.len_bytes() as u64;
+                    by_value
+                        .insert(value, Range { bytes, first: position, last: position, target: Ok(value) });
+                }
+            }
+            for value in &step.unit.inputs {
+                if let Some(range) = by_value.get_mut(value) {
+                    range.last = position;
+                }
+            }
+            if step.workspace_bytes > 0 && step.fallback_reason.is_none() {
+                let bytes = step.workspace_bytes;
+                ranges.push(Range { bytes, first: position, last: position, target: Err(position) });
+            }
+        }
+        ranges.extend(by_value.into_values());
+        ranges.sort_by_key(|range| (std::cmp::Reverse(range.bytes), range.first, range.last));
+        self.workspaces = vec![0; lowered.len()];
+        // Ranges already placed, by the launches during which they live.
+        let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
+        for range in ranges {
+            let mut busy: Vec<(u64, u64)> = placed
+                .iter()
+                .filter(|(_, _, first, last)| *first <= range.last && range.first <= *last)
+                .map(|&(start, end, _, _)| (start, end))
+                .collect();
+            busy.sort_unstable();
+            let mut offset = 0;
+            for (start, end) in busy {
+                if offset + range.bytes <= start {
+                    break;
+                }
+                offset = offset.max(end.next_multiple_of(alignment));
+            }
+            let end = offset + range.bytes;
+            self.arena_bytes = self.arena_bytes.max(end);
+            placed.push((offset, end, range.first, range.last));
+            match range.target {
+                Ok(value) => self.places[value] = Some(Place::Arena(offset)),
+                Err(position) => self.workspaces[position] = offset,
+            }
+        }
+    }
+
+    /// Where a value lies. Values without elements were never placed: nothing reads them.
+    fn place(&self, value: ValueIndex) -> Place {
+        self.places[value].unwrap_or(Place::Arena(0))
+    }
+
+    fn len_bytes(&self, value: ValueIndex) -> u64 {
+        self.fused.values[value].kind.len_bytes() as u64
+    }
+
+    fn record(self, lowered: Vec<LoweredUnit>) -> Result<Plan> {
+        let mut regions = Vec::new();
+        let mut open = Recorder::default();
+        for (position, step) in lowered.into_iter().enumerate() {
+            if step.fallback_reason.is_some() {
+                self.close(&mut open, &mut regions)?;
+                regions.push(Region::Fallback(self.record_fallback(step)?));
+                continue;
+            }
+            let workspace = self.workspaces[position];
+            for (kernel, grid, args) in &step.kernels {
+                let args = args
+                    .iter()
+                    .map(|arg| match *arg {
+                        LaunchArg::Input(n) => self.buffer(&mut open, step.unit.inputs[n]),
+                        LaunchArg::Output(n) => self.buffer(&mut open, step.unit.outputs[n]),
+                        LaunchArg::Workspace { offset, len } => {
+                            let slot = open.slot(Slot::Arena);
+                            RecordedArg::Buffer(RecordedRange::Slot { slot, offset: workspace + offset, len })
+                        }
+                        LaunchArg::Scalar(n) => RecordedArg::ScalarSlot(open.scalar(step.unit.scalars[n])),
+                        LaunchArg::Literal(scalar) => RecordedArg::Scalar(scalar),
+                    })
+                    .collect();
+                open.commands.push(RecordedCommand::Launch { kernel: kernel.clone(), grid: *grid, args });
+            }
+        }
+        self.close(&mut open, &mut regions)?;
+        Ok(Plan {
+            regions,
+            allocations: self.allocations,
+            outputs: self.outputs,
+            arena_bytes: self.arena_bytes,
+            launches: self.launches,
+        })
+    }
+
+    fn close(&self, open: &mut Recorder, regions: &mut Vec<Region>) -> Result<()> {
+        let Recorder { commands, slots, scalars } = std::mem::take(open);
+        if !commands.is_empty() {
+            let list = self.engine.device().finish(commands)?;
+            regions.push(Region::Device { list, slots, scalars });
+        }
+        Ok(())
+    }
+
+    fn buffer(&self, open: &mut Recorder, value: ValueIndex) -> RecordedArg {
+        let (slot, offset) = match self.place(value) {
+            Place::Leaf(leaf) => (Slot::Leaf(leaf), 0),
+            Place::Output(output) => (Slot::Output(output), 0),
+            Place::Arena(offset) => (Slot::Arena, offset),
+        };
+        let slot = open.slot(slot);
+        RecordedArg::Buffer(RecordedRange::Slot { slot, offset, len: self.len_bytes(value) })
+    }
+
+    /// Records a unit for the fallback device: slots are its inputs, its outputs, then the workspace.
+    fn record_fallback(&self, step: LoweredUnit) -> Result<FallbackRegion> {
+        let engine = self.engine.fallback_engine().ok_or_else(|| no_fallback(self.engine, &step))?;
+        let (inputs, outputs) = (&step.unit.inputs, &step.unit.outputs);
+        let mut commands = CommandListBuilder::new();
+        for (kernel, grid, args) in &step.kernels {
+            let whole = |slot: usize, value: ValueIndex| {
+                RecordedArg::Buffer(RecordedRange::Slot { slot, offset: 0, len: self.len_bytes(value) })
+            };
+            let args = args
+                .iter()
+                .map(|arg| match *arg {
+                    LaunchArg::Input(n) => whole(n, inputs[n]),
+                    LaunchArg::Output(n) => whole(inputs.len() + n, outputs[n]),
+                    LaunchArg::Workspace { offset, len } => {
+                        let slot = inputs.len() + outputs.len();
+                        RecordedArg::Buffer(RecordedRange::Slot { slot, offset, len })
+                    }
+                    LaunchArg::Scalar(n) => RecordedArg::ScalarSlot(n),
+                    LaunchArg::Literal(scalar) => RecordedArg::Scalar(scalar),
+                })
+                .collect();
+            commands.push(RecordedCommand::Launch { kernel: kernel.clone(), grid: *grid, args });
+        }
+        let places =
+            |values: &[ValueIndex]| values.iter().map(|&v| (self.place(v), self.len_bytes(v))).collect();
+        Ok(FallbackRegion {
+            list: engine.device().finish(commands)?,
+            scalars: step.unit.scalars.clone(),
+            inputs: places(inputs),
+            outputs: places(outputs),
+            workspace_bytes: step.workspace_bytes,
+            op: step.unit.op.name().to_owned(),
+            reason: step.fallback_reason.unwrap_or_default(),
+        })
+    }
+}
+
+fn no_fallback(engine: &Engine, step: &LoweredUnit) -> Error {
+    Error::NoKernel {
+        device: engine.device().id().to_string(),
+        op: step.unit.op.name().to_owned(),
+        reason: step.fallback_reason.clone().unwrap_or_default(),
+    }
+}
+
+/// Commands of a region that is being recorded, with the slots that they use.
+#[derive(Default)]
+struct Recorder {
+    commands: CommandListBuilder,
+    slots: Vec<Slot>,
+    scalars: Vec<usize>,
+}
+
+impl Recorder {
+    fn slot(&mut self, slot: Slot) -> usize {
+        self.slots.iter().position(|own| *own == slot).unwrap_or_else(|| {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        })
+    }
+
+    fn scalar(&mut self, node: usize) -> usize {
+        self.scalars.iter().position(|own| *own == node).unwrap_or_else(|| {
+            self.scalars.push(node);
+            self.scalars.len() - 1
+        })
+    }
+}
+
+/// The variant that serves an op, with its loaded kernels.
+#[derive(Clone)]
+pub(crate) struct ChosenKernel {
+    pub(crate) variant: String,
+    pub(crate) parameters: Parameters,
+    pub(crate) kernels: Vec<(Kernel, [u32; 3], Vec<LaunchArg>)>,
+    pub(crate) workspace_bytes: u64,
+}
+
+impl Engine {
+    /// Asks the profile for a variant, lowers `op` with it, and loads the kernels. Remembers the answer.
+    pub(crate) fn lower(
+        &self,
+        op: &KernelOp,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+    ) -> Result<ChosenKernel> {
+        // The debug form names every attribute; custom ops have none in it and are not remembered.
+        let key = (!matches!(op, KernelOp::Custom(_))).then(|| format!("{op:?} {inputs:?} {outputs:?}"));
+        if let Some(known) = key.as_ref().and_then(|key| self.remembered_kernel(key)) {
+            return Ok(known);
+        }
+        let chosen = self.lower_anew(op, inputs, outputs)?;
+        if let Some(key) = key {
+            self.remember_kernel(key, &chosen);
+        }
+        Ok(chosen)
+    }
+
+    fn lower_anew(
+        &self,
+        op: &KernelOp,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+    ) -> Result<ChosenKernel> {
+        let info = self.device().info();
+        let variants: Vec<_> =
+            self.catalog().variants_of(op.name()).filter(|v| info.accepts(&v.format)).collect();
+        let requires: Vec<Vec<&str>> =
+            variants.iter().map(|variant| variant.requires.iter().map(String::as_str).collect()).collect();
+        let candidates: Vec<Candidate<'_>> = variants
+            .iter()
+            .zip(&requires)
+            .map(|(variant, requires)| Candidate { variant: &variant.name, requires })
+            .collect();
+        let no_kernel = |reason: String| Error::NoKernel {
+            device: info.id.to_string(),
+            op: op.name().to_owned(),
+            reason,
+        };
+        if variants.is_empty() {
+            let formats = info.kernel_formats.join(", ");
+            return Err(no_kernel(format!("no variant is registered for its formats ({formats})")));
+        }
+        let choice = match self.profile().choose(op.name(), &candidates, &info.features, &op.variables()) {
+            Ok(choice) => choice,
+            Err(error @ halite_profiles::Error::NoKernel { .. }) => return Err(no_kernel(error.to_string())),
+            Err(error) => return Err(Error::Profile(error.to_string())),
+        };
+        let default = Parameters::default();
+        // The profile's choice first, then whatever else the device can run, in order of registration.
+        let chosen = variants.iter().filter(|variant| variant.name == choice.variant);
+        let others = variants.iter().filter(|variant| {
+            variant.name != choice.variant && variant.requires.iter().all(|feature| info.has_feature(feature))
+        });
+        let mut reasons = Vec::new();
+        for variant in chosen.chain(others) {
+            let parameters = if variant.name == choice.variant { &choice.parameters } else { &default };
+            let request = LowerRequest { op, inputs, outputs, parameters, device: info };
+            match (variant.lower)(&request) {
+                Ok(lowered) => return self.load_all(&variant.name, parameters, lowered),
+                Err(unservable) => reasons.push(format!("{}: {unservable}", variant.name)),
+            }
+        }
+        Err(no_kernel(reasons.join("; ")))
+    }
+
+    fn load_all(&self, variant: &str, parameters: &Parameters, lowered: Lowered) -> Result<ChosenKernel> {
+        let load = |launch: crate::lower::Launch| {
+            Ok((self.device().load(&launch.source)?, launch.grid, launch.args))
+        };
+        Ok(ChosenKernel {
+            variant: variant.to_owned(),
+            parameters: parameters.clone(),
+            kernels: lowered.launches.into_iter().map(load).collect::<Result<_>>()?,
+            workspace_bytes: lowered.workspace_bytes,
+        })
+    }
+}
+
+/// The slices that a replay binds, by slot.
+pub(crate) struct Bindings<'a> {
+    pub(crate) leaves: &'a [Option<BufferSlice>],
+    pub(crate) outputs: &'a [BufferSlice],
+    pub(crate) arena: &'a BufferSlice,
+    /// Runtime scalars by node.
+    pub(crate) scalars: &'a [Option<Scalar>],
+}
+
+impl Bindings<'_> {
+    pub(crate) fn slot(&self, slot: Slot) -> Result<BufferSlice> {
+        match slot {
+            Slot::Leaf(leaf) => self.leaf(leaf),
+            Slot::Output(output) => Ok(self.outputs[output].clone()),
+            Slot::Arena => Ok(self.arena.clone()),
+        }
+    }
+
+    pub(crate) fn range(&self, place: Place, len: u64) -> Result<BufferSlice> {
+        let (slice, offset) = match place {
+            Place::Leaf(leaf) => (self.leaf(leaf)?, 0),
+            Place::Output(output) => (self.outputs[output].clone(), 0),
+            Place::Arena(offset) => (self.arena.clone(), offset),
+        };
+        Ok(slice.slice(offset, len)?)
+    }
+
+    pub(crate) fn numbers(&self, nodes: &[usize]) -> Vec<Scalar> {
+        nodes.iter().filter_map(|&node| self.scalars[node]).collect()
+    }
+
+    fn leaf(&self, leaf: usize) -> Result<BufferSlice> {
+        self.leaves[leaf].clone().ok_or_else(|| {
+            let message = "an input's memory was handed on to another tensor while it was still referenced";
+            halite_hal::Error::invalid(message).into()
+        })
+    }
+}
+
+/// A plan in the cache.
+pub(crate) type SharedPlan = Arc<Plan>;
