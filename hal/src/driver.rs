@@ -17,7 +17,7 @@ use std::time::Duration;
 /// 2. `probe` looks for the driver and lists its devices, as often as asked.
 /// 3. `open` gives one of them. Nothing is ever torn down through statics, and no library is unloaded.
 pub trait Backend: Send + Sync {
-    /// `cpu`, `cuda`, `opencl`, `npu`: the first part of a [`DeviceId`].
+    /// `cpu`, `cuda`, `opencl`, `npu`: the first part of a [`DeviceId`](crate::DeviceId).
     fn name(&self) -> &str;
 
     /// The devices that are there now. Never panics and prints nothing.

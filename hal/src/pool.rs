@@ -20,7 +20,8 @@
 //!
 //! # Locks
 //! One lock guards the books, held for a bounded number of steps and never during a driver call or while a
-//! buffer, event or stream is dropped. So an [`Allocation`] may be dropped anywhere, also inside a backend.
+//! buffer, event or stream is dropped. So an [`Allocation`] may be dropped on any thread, also inside a backend that
+//! holds no lock of its own: with other streams' uses to wait for, the drop records events on them.
 
 mod arena;
 
@@ -32,7 +33,8 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Offsets are multiples of this at least: one sector of every GPU's memory path, and enough for any vector load.
+/// Offsets are multiples of this at least: what CUDA's own allocations guarantee (CUDA C++ Programming Guide,
+/// "Device Memory Accesses"), so kernels may count on it everywhere.
 const MIN_ALIGNMENT_BYTES: u64 = 256;
 
 /// Out of memory, the pool looks again this often, since other work than what it waits for may free some first.

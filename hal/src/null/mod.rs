@@ -1,7 +1,7 @@
 //! A device that does nothing: the template for new backends, and a fast fake for tests.
 //!
 //! It accounts memory, accepts kernels, and is done with everything at once: writes vanish, reads give zeros,
-//! launches run nothing. It keeps every contract of [`driver`](crate::driver) all the same, so it shows the least
+//! launches run nothing. It keeps every contract of [`driver`] all the same, so it shows the least
 //! that a backend must do. Tests can make it busy ([`NullDevice::pause`]) and lose it ([`NullDevice::lose`]).
 //!
 //! # How to write a backend
@@ -11,16 +11,16 @@
 //!    | file | holds |
 //!    | --- | --- |
 //!    | `mod.rs` (`lib.rs`) | the [`Backend`](crate::driver::Backend): finding the driver, listing and opening devices |
-//!    | `device.rs` | [`driver::Device`](crate::driver::Device): properties, memory statistics, making objects |
+//!    | `device.rs` | [`driver::Device`]: properties, memory statistics, making objects |
 //!    | `buffer.rs` | the object inside a [`Buffer`](crate::Buffer), whose `Drop` frees the memory |
-//!    | `stream.rs` | [`driver::Stream`](crate::driver::Stream): copies, fills, launches, waiting |
-//!    | `event.rs` | [`driver::Event`](crate::driver::Event): done or not, and when |
+//!    | `stream.rs` | [`driver::Stream`]: copies, fills, launches, waiting |
+//!    | `event.rs` | [`driver::Event`]: done or not, and when |
 //!    | `kernel.rs` | the object inside a [`Kernel`](crate::Kernel), and how each format becomes one |
-//!    | `error.rs` | the one place where the driver's codes become [`Error`](crate::Error)s |
+//!    | `error.rs` | the one place where the driver's codes become [`Error`]s |
 //! 2. **Find the driver in `probe`**, not in the constructor and not at link time. No driver, no device or one that
 //!    is too old is `Unavailable` with what was looked for and what to do; nothing is printed and nothing panics.
 //!    Libraries are never unloaded and nothing is torn down through statics.
-//! 3. **Report what was probed** in [`DeviceInfo`](crate::DeviceInfo): true limits, only formats that
+//! 3. **Report what was probed** in [`DeviceInfo`]: true limits, only formats that
 //!    [`load`](crate::driver::Device::load) really takes. The handles refuse everything beyond them, so a backend
 //!    may rely on legal arguments: right device, ranges in bounds, equal lengths, launches that fit the signature.
 //! 4. **Give each object its owner.** What the driver must free is freed by the `Drop` of a Rust type, and that type
