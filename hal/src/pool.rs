@@ -26,7 +26,7 @@
 mod arena;
 
 use crate::{Arg, Buffer, BufferSlice, Device, Error, ErrorKind, Event, Health, MemoryKind, Result, Stream};
-use arena::{Arena, Findings, Garbage, Grant, LaneFinding, LaneSurvey, Marker, Survey, Use};
+use arena::{Arena, Findings, Garbage, Grant, LaneFinding, LaneSurvey, Marker, Request, Survey, Use};
 use std::fmt;
 use std::mem;
 use std::ops::Deref;
@@ -309,22 +309,22 @@ impl Inner {
         if len == 0 {
             return Ok((self.empty()?.all(), None));
         }
-        let chunk_len = self.chunk_len(len)?;
-        let cached = self.arena().take(stream, chunk_len, false);
-        let grant = match cached {
+        let request = Request { len, chunk_len: self.chunk_len(len)? };
+        let cached = self.arena().take(stream, request, false);
+        let Grant { chunk, slice } = match cached {
             Some(grant) => grant,
-            None => self.allocate_slow(stream, len, chunk_len)?,
+            None => self.allocate_slow(stream, request)?,
         };
-        Ok((grant.slice(len), Some(grant.chunk)))
+        Ok((slice, Some(chunk)))
     }
 
     #[cold]
-    fn allocate_slow(&self, stream: &Stream, len: u64, chunk_len: u64) -> Result<Grant> {
+    fn allocate_slow(&self, stream: &Stream, request: Request) -> Result<Grant> {
         self.sweep();
-        if let Some(grant) = self.arena().take(stream, chunk_len, false) {
+        if let Some(grant) = self.arena().take(stream, request, false) {
             return Ok(grant);
         }
-        match self.grow(stream, chunk_len, self.next_segment_bytes(chunk_len)) {
+        match self.grow(stream, request, self.next_segment_bytes(request.chunk_len)) {
             Err(error) if is_out_of_memory(&error) => {}
             grown => return grown,
         }
@@ -333,15 +333,15 @@ impl Inner {
         loop {
             let left = self.config.wait_limit.saturating_sub(start.elapsed());
             let busy = self.sweep().filter(|_| !left.is_zero());
-            if let Some(grant) = self.arena().take(stream, chunk_len, true) {
+            if let Some(grant) = self.arena().take(stream, request, true) {
                 return Ok(grant);
             }
             // Segments that enqueued work may still use stay: given back, they would not be free yet.
             let released = self.release_unused(true);
             if released > 0 || busy.is_none() {
-                match self.grow(stream, chunk_len, chunk_len) {
+                match self.grow(stream, request, request.chunk_len) {
                     Err(error) if is_out_of_memory(&error) && busy.is_some() => {}
-                    grown => return grown.map_err(|error| self.explain(error, len)),
+                    grown => return grown.map_err(|error| self.explain(error, request.len)),
                 }
             }
             if let Some(event) = busy {
@@ -353,8 +353,9 @@ impl Inner {
     }
 
     /// Asks the device for a segment of `segment_len` bytes, or as many less as there are, but at least the
-    /// `chunk_len` that are handed out of it at once.
-    fn grow(&self, stream: &Stream, chunk_len: u64, segment_len: u64) -> Result<Grant> {
+    /// chunk that is handed out of it at once.
+    fn grow(&self, stream: &Stream, request: Request, segment_len: u64) -> Result<Grant> {
+        let chunk_len = request.chunk_len;
         let segment_len = {
             let mut arena = self.arena();
             let held = arena.stats.reserved_bytes + arena.growing_bytes;
@@ -380,7 +381,7 @@ impl Inner {
         });
         let mut arena = self.arena();
         arena.growing_bytes -= segment_len;
-        Ok(arena.add_segment(result?, stream, chunk_len))
+        Ok(arena.add_segment(&result?, stream, request))
     }
 
     /// Learns which freed memory is used by nobody any more. Gives an event that the rest still waits for, if any.

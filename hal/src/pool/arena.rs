@@ -19,16 +19,22 @@ const LANE_WHILE_HELD: &str = "a lane stays while chunks of it are held";
 /// What must be dropped after the lock is released.
 #[derive(Default)]
 pub(super) struct Garbage {
-    pub(super) buffers: Vec<Buffer>,
+    pub(super) memory: Vec<BufferSlice>,
     pub(super) events: Vec<Event>,
     pub(super) streams: Vec<Stream>,
+}
+
+/// What is asked for: `len` bytes, in a chunk of `chunk_len`.
+#[derive(Clone, Copy)]
+pub(super) struct Request {
+    pub(super) len: u64,
+    pub(super) chunk_len: u64,
 }
 
 /// A chunk that was handed out.
 pub(super) struct Grant {
     pub(super) chunk: usize,
-    pub(super) buffer: Buffer,
-    pub(super) offset: u64,
+    pub(super) slice: BufferSlice,
 }
 
 /// What a freed chunk still waits for on another stream.
@@ -98,8 +104,7 @@ pub(super) struct Arena {
 }
 
 struct Segment {
-    buffer: Buffer,
-    len: u64,
+    memory: BufferSlice,
     large: bool,
     /// The chunk at offset 0; splitting and joining keep the index of the lower chunk.
     first: usize,
@@ -187,12 +192,12 @@ impl Arena {
 
     /// Hands out the best fit for `stream` that needs no waiting. `any_class` also looks among segments of large
     /// requests for small ones, and the other way round.
-    pub(super) fn take(&mut self, stream: &Stream, len: u64, any_class: bool) -> Option<Grant> {
-        let large = self.is_large(len);
+    pub(super) fn take(&mut self, stream: &Stream, request: Request, any_class: bool) -> Option<Grant> {
+        let large = self.is_large(request.chunk_len);
         let own = self.lanes.get(&stream.id()).map(|lane| &lane.free);
         let fit = |large| {
-            let own = own.and_then(|free| free.best_fit(large, len));
-            let shared = self.shared.best_fit(large, len);
+            let own = own.and_then(|free| free.best_fit(large, request.chunk_len));
+            let shared = self.shared.best_fit(large, request.chunk_len);
             match (own, shared) {
                 (Some(own), Some(shared)) => Some(if shared.len < own.len { shared } else { own }),
                 (own, shared) => own.or(shared),
@@ -200,14 +205,14 @@ impl Arena {
         };
         let key = fit(large).or_else(|| if any_class { fit(!large) } else { None })?;
         self.stats.reuses += 1;
-        Some(self.hand_out(key.chunk, stream, len))
+        Some(self.hand_out(key.chunk, stream, request))
     }
 
-    /// Adds fresh memory and hands out its first `len` bytes.
-    pub(super) fn add_segment(&mut self, buffer: Buffer, stream: &Stream, len: u64) -> Grant {
+    /// Adds fresh memory and hands out its first chunk.
+    pub(super) fn add_segment(&mut self, buffer: &Buffer, stream: &Stream, request: Request) -> Grant {
         let segment_len = buffer.len_bytes();
-        let large = self.is_large(len);
-        let segment = self.segments.insert(Segment { buffer, len: segment_len, large, first: 0, live: 0 });
+        let large = self.is_large(request.chunk_len);
+        let segment = self.segments.insert(Segment { memory: buffer.all(), large, first: 0, live: 0 });
         let chunk = self.chunks.insert(Chunk {
             segment,
             offset: 0,
@@ -225,7 +230,7 @@ impl Arena {
         stats.segments_created += 1;
         stats.reserved_bytes += segment_len;
         stats.peak_reserved_bytes = stats.peak_reserved_bytes.max(stats.reserved_bytes);
-        self.hand_out(chunk, stream, len)
+        self.hand_out(chunk, stream, request)
     }
 
     /// Takes a chunk back: free for its stream at once, or after `uses`.
@@ -255,7 +260,7 @@ impl Arena {
     pub(super) fn remove_unused(&mut self, at_rest: bool, garbage: &mut Garbage) -> u64 {
         let is_at_rest = |segment: &Segment| {
             let first = &self.chunks[segment.first];
-            first.state == State::Free && first.owner.is_none() && first.len == segment.len
+            first.state == State::Free && first.owner.is_none() && first.len == segment.memory.len_bytes()
         };
         let is_unused = |segment: &Segment| segment.live == 0 && (!at_rest || is_at_rest(segment));
         let unused = self.segments.iter().filter(|(_, segment)| is_unused(segment));
@@ -318,7 +323,8 @@ impl Arena {
         }
     }
 
-    fn hand_out(&mut self, chunk: usize, stream: &Stream, len: u64) -> Grant {
+    fn hand_out(&mut self, chunk: usize, stream: &Stream, request: Request) -> Grant {
+        let len = request.chunk_len;
         self.remove_free(chunk);
         let Chunk { segment, offset, len: whole, next, owner, freed, .. } = self.chunks[chunk];
         if whole > len {
@@ -355,7 +361,8 @@ impl Arena {
         stats.peak_in_use_bytes = stats.peak_in_use_bytes.max(stats.in_use_bytes);
         let segment = &mut self.segments[segment];
         segment.live += 1;
-        Grant { chunk, buffer: segment.buffer.clone(), offset }
+        let slice = segment.memory.slice(offset, request.len).expect("a chunk lies inside its segment");
+        Grant { chunk, slice }
     }
 
     /// Makes a held chunk free for its own stream, joined with free neighbours of the same stream and of nobody.
@@ -434,8 +441,9 @@ impl Arena {
             self.chunks.remove(chunk);
             cursor = next;
         }
-        let Segment { buffer, len, .. } = self.segments.remove(segment);
-        garbage.buffers.push(buffer);
+        let Segment { memory, .. } = self.segments.remove(segment);
+        let len = memory.len_bytes();
+        garbage.memory.push(memory);
         self.stats.segments -= 1;
         self.stats.reserved_bytes -= len;
         len
@@ -493,13 +501,6 @@ impl Arena {
                 &mut self.lanes.get_mut(&owner).expect("a lane stays while it has free chunks").free
             }
         }
-    }
-}
-
-impl Grant {
-    /// The first `len` bytes of the chunk.
-    pub(super) fn slice(&self, len: u64) -> BufferSlice {
-        self.buffer.slice(self.offset, len).expect("a chunk lies inside its segment")
     }
 }
 
@@ -602,9 +603,8 @@ impl Arena {
                 prev = cursor;
                 cursor = chunk.next;
             }
-            assert_eq!((end, live_here), (segment.len, segment.live), "segment totals");
-            assert_eq!(segment.buffer.len_bytes(), segment.len);
-            reserved += segment.len;
+            assert_eq!((end, live_here), (segment.memory.len_bytes(), segment.live), "segment totals");
+            reserved += end;
             live += live_here as u64;
         }
         let stats = self.stats();
