@@ -71,6 +71,8 @@ const SPIN: Duration = Duration::from_micros(50);
 const EAGER_SPIN: Duration = Duration::from_micros(25);
 /// Looks for work between looks at the clock.
 const LOOKS_PER_TIME: u32 = 8;
+/// Workers that one thread wakes: each costs it a system call.
+const WOKEN_BY_ONE: usize = 2;
 /// Threads from outside that may run streams at the same time.
 const SPARE_SLOTS: usize = 4;
 
@@ -202,7 +204,7 @@ impl Shared {
 
     fn has_work(&self) -> bool {
         self.state.ready.load(Ordering::SeqCst) > 0
-            || (self.state.open.load(Ordering::SeqCst) > 0 && self.slots.iter().any(Slot::is_joinable))
+            || (self.state.open.load(Ordering::SeqCst) > 0 && self.slots.iter().any(|slot| slot.places() > 0))
     }
 
     /// Looks for work, then sleeps until woken; `false` when the pool is closed.
@@ -251,14 +253,20 @@ impl Shared {
         while !self.woken[index].swap(false, Ordering::Acquire) {
             thread::park();
         }
+        if self.state.open.load(Ordering::SeqCst) > 0 {
+            // One place is this worker's; it wakes others for the rest.
+            let places = self.slots.iter().map(Slot::places).sum::<usize>();
+            self.wake(places.saturating_sub(1));
+        }
         !self.closed.load(Ordering::SeqCst)
     }
 
-    /// Sees to it that `count` workers come to look for work, as far as there are idle ones.
+    /// Sees to it that `count` workers come to look for work, as far as there are idle ones. The caller wakes a
+    /// few; those wake the rest, so that a launch does not wait until its runner has woken a hundred.
     fn wake(&self, count: usize) {
         let looking = self.state.looking.load(Ordering::SeqCst);
         if looking < count && self.state.sleeping.load(Ordering::SeqCst) > 0 {
-            self.wake_sleepers(count - looking);
+            self.wake_sleepers((count - looking).min(WOKEN_BY_ONE));
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct StreamCore {
 
 struct Queue {
     phase: Phase,
+    /// Whether the pool has it, also if a host thread has run it in the meantime.
+    scheduled: bool,
     /// What no runner has taken yet.
     incoming: Batch,
     /// The runner's failure, for those who enqueue.
@@ -43,7 +45,7 @@ struct Queue {
 enum Phase {
     /// Nothing is queued.
     Idle,
-    /// Queued at the pool.
+    /// The pool has it.
     Ready,
     /// Some thread runs commands, or copies on behalf of its caller.
     Running,
@@ -64,7 +66,7 @@ const STAGED_BYTES: usize = 1 << 20;
 
 impl CpuStream {
     pub(crate) fn new(pool: Arc<Pool>, device: DeviceId) -> Self {
-        let queue = Queue { phase: Phase::Idle, incoming: Batch::default(), failure: None };
+        let queue = Queue { phase: Phase::Idle, scheduled: false, incoming: Batch::default(), failure: None };
         let runner = Mutex::new(Runner::default());
         Self(Arc::new(StreamCore { pool, device, queue: Mutex::new(queue), runner }))
     }
@@ -206,9 +208,15 @@ impl StreamCore {
     }
 
     /// Sees to it that what was just queued will run.
-    fn start(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+    fn start(self: &Arc<Self>, queue: MutexGuard<'_, Queue>) {
         if queue.phase == Phase::Idle {
-            queue.phase = Phase::Ready;
+            self.make_ready(queue);
+        }
+    }
+
+    fn make_ready(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        queue.phase = Phase::Ready;
+        if !std::mem::replace(&mut queue.scheduled, true) {
             drop(queue);
             self.pool.schedule(self.clone());
         }
@@ -216,18 +224,16 @@ impl StreamCore {
 
     /// Called by the event that held the stream.
     pub(crate) fn resume(self: Arc<Self>) {
-        lock(&self.queue).phase = Phase::Ready;
-        self.pool.schedule(self.clone());
+        self.make_ready(lock(&self.queue));
     }
 
-    /// Makes the caller the runner of a stream in `phase`; whether it was.
-    fn claim(&self, phase: Phase) -> bool {
-        let mut queue = lock(&self.queue);
-        let was = queue.phase == phase;
-        if was {
+    /// Makes the caller the runner of a ready stream; whether it was one.
+    fn claim(&self, mut queue: MutexGuard<'_, Queue>) -> bool {
+        let ready = queue.phase == Phase::Ready;
+        if ready {
             queue.phase = Phase::Running;
         }
-        was
+        ready
     }
 
     /// Makes the caller the runner of an idle stream for the length of one copy.
@@ -247,7 +253,7 @@ impl StreamCore {
     pub(crate) fn run_until(self: &Arc<Self>, event: &EventCore) {
         if lock(&self.queue).phase == Phase::Ready {
             self.pool.with_team(|team| {
-                if self.claim(Phase::Ready) {
+                if self.claim(lock(&self.queue)) {
                     self.drive(team, Some(event));
                 }
             });
@@ -300,20 +306,20 @@ impl StreamCore {
             }
         }
         let mut queue = lock(&self.queue);
-        let idle = guard.batch.is_empty() && queue.incoming.is_empty();
-        queue.phase = if idle { Phase::Idle } else { Phase::Ready };
+        queue.phase = Phase::Idle;
+        let more = !guard.batch.is_empty() || !queue.incoming.is_empty();
         drop(guard);
-        drop(queue);
-        if !idle {
-            self.pool.schedule(self.clone());
+        if more {
+            self.make_ready(queue);
         }
     }
 }
 
 impl Task for StreamCore {
     fn run(self: Arc<Self>, team: &Team<'_>) {
-        // A host thread may have run it in the meantime.
-        if self.claim(Phase::Ready) {
+        let mut queue = lock(&self.queue);
+        queue.scheduled = false;
+        if self.claim(queue) {
             self.drive(team, None);
         }
     }

@@ -98,17 +98,20 @@ impl Slot {
         }
     }
 
-    /// Whether a helper would find items. May be out of date in either direction.
-    pub(crate) fn is_joinable(&self) -> bool {
+    /// How many more helpers would find items. May be out of date in either direction.
+    pub(crate) fn places(&self) -> usize {
         let state = self.state.load(Ordering::SeqCst);
-        state & OPEN != 0
-            && state & HELPERS < self.room.load(Ordering::Relaxed)
-            && self.next.load(Ordering::Relaxed) < self.end.load(Ordering::Relaxed)
+        if state & OPEN == 0 {
+            return 0;
+        }
+        let room = self.room.load(Ordering::Relaxed).saturating_sub(state & HELPERS);
+        let items = self.end.load(Ordering::Relaxed).saturating_sub(self.next.load(Ordering::Relaxed));
+        items.min(u64::from(room)) as usize
     }
 
     /// Takes part in the job if there is one with room; whether it did.
     pub(crate) fn help(&self) -> bool {
-        if !self.is_joinable() {
+        if self.places() == 0 {
             return false;
         }
         // Acquire: the value read is of the release sequence that `open` began, so the job is visible if it is OPEN.
