@@ -108,6 +108,7 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
 fn report(what: &str, per: u32, mut round: impl FnMut() -> Result<Duration>) -> Result<()> {
     let mut times = (0..ROUNDS).map(|_| round()).collect::<Result<Vec<_>>>()?;
     times.sort_unstable();
-    println!("{what:60} median {:>9.0?}  best {:>9.0?}", times[ROUNDS / 2] / per, times[0] / per);
+    let ns = |time: Duration| time.as_nanos() / u128::from(per);
+    println!("{what:60} median {:>8} ns  best {:>8} ns", ns(times[ROUNDS / 2]), ns(times[0]));
     Ok(())
 }

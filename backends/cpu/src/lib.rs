@@ -3,8 +3,8 @@
 //! [`CpuBackend`] finds one device, `cpu:0`: the cores that this process may use, with the host's own memory.
 //! It runs [`NativeKernel`](halite_hal::NativeKernel)s, and the built-ins copy, fill and add.
 //!
-//! A launch follows this path: [`CpuStream`](stream) checks and queues it; a worker of the [`pool`] becomes the
-//! stream's *runner* and executes its [commands](command) in order; a launch of several workgroups is opened to
+//! A launch follows this path: the stream checks and queues it; a worker of the pool becomes the
+//! stream's *runner* and executes its commands in order; a launch of several workgroups is opened to
 //! the idle workers, which take workgroups beside the runner until none are left.
 //!
 //! | noun | file | | noun | file |

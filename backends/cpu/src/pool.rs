@@ -299,3 +299,97 @@ impl Drop for CountDown<'_> {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Time to call a missing wake-up a hang.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Report(Sender<Option<String>>);
+
+    impl Task for Report {
+        fn run(self: Arc<Self>, _: &Team<'_>) {
+            // The receiver may have given up after a failure.
+            _ = self.0.send(thread::current().name().map(str::to_owned));
+        }
+    }
+
+    #[test]
+    fn tasks_that_come_while_workers_fall_asleep_are_not_lost() {
+        let (sender, receiver) = channel();
+        for threads in [1, 2, 3] {
+            let pool = Pool::new(threads).unwrap();
+            // From well before the end of the spin to well after it, so that the pauses hit every step between.
+            for pause_us in 0..1000 {
+                let begin = Instant::now();
+                while begin.elapsed() < SPIN / 2 + Duration::from_nanos(pause_us * 100) {
+                    thread::yield_now();
+                }
+                let tasks = 1 + pause_us % 4;
+                (0..tasks).for_each(|_| pool.schedule(Arc::new(Report(sender.clone()))));
+                for _ in 0..tasks {
+                    let name = receiver.recv_timeout(PATIENCE).expect("a worker takes the task").unwrap();
+                    assert!(name.starts_with("halite-cpu-"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_that_panics_costs_no_worker() {
+        struct Throw;
+        impl Task for Throw {
+            fn run(self: Arc<Self>, _: &Team<'_>) {
+                panic!("on purpose");
+            }
+        }
+        let pool = Pool::new(1).unwrap();
+        let (sender, receiver) = channel();
+        (0..10).for_each(|_| pool.schedule(Arc::new(Throw)));
+        pool.schedule(Arc::new(Report(sender)));
+        assert!(receiver.recv_timeout(PATIENCE).is_ok());
+    }
+
+    #[test]
+    fn threads_from_outside_get_teams_up_to_a_limit_and_give_them_back() {
+        fn nested(pool: &Pool, depth: usize) -> usize {
+            let mut deepest = depth;
+            pool.with_team(|team| {
+                assert_eq!(team.threads(), 2);
+                deepest = nested(pool, depth + 1);
+            });
+            deepest
+        }
+        let pool = Pool::new(2).unwrap();
+        assert_eq!(nested(&pool, 0), SPARE_SLOTS);
+        assert_eq!(nested(&pool, 0), SPARE_SLOTS);
+    }
+
+    #[test]
+    fn sleeping_workers_are_woken_for_a_launch_until_all_take_part() {
+        for threads in [2, 9] {
+            let pool = Pool::new(threads).unwrap();
+            // Long enough for every worker to be asleep.
+            thread::sleep(4 * SPIN);
+            let inside = AtomicUsize::new(0);
+            let begin = Instant::now();
+            pool.with_team(|team| {
+                team.share(threads as u64, &|shares| {
+                    while shares.take().is_some() {
+                        // Each of the threads takes one item and waits for all others.
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        while inside.load(Ordering::SeqCst) < threads && begin.elapsed() < PATIENCE {
+                            thread::yield_now();
+                        }
+                    }
+                });
+            })
+            .expect("a spare slot is free");
+            assert_eq!(inside.load(Ordering::SeqCst), threads);
+            assert!(begin.elapsed() < PATIENCE, "not every thread took part");
+        }
+    }
+}
