@@ -1,0 +1,86 @@
+//! The plugins of the tests: the emulator's library, and small ones compiled from C on the spot.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use halite_hal::driver::Backend as _;
+use halite_hal::{BufferSlice, Device, MemoryKind, Stream};
+use halite_npu::{NpuBackend, emulator_file_name};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The emulator's library: Cargo builds it beside the tests.
+pub(crate) fn emulator() -> PathBuf {
+    let executable = std::env::current_exe().expect("a test knows its own file");
+    executable.with_file_name(emulator_file_name())
+}
+
+/// A device of the emulator, opened with these options.
+pub(crate) fn open_emulator(options: &[(&str, &str)]) -> Device {
+    let backend = NpuBackend::with_plugin(emulator());
+    options.iter().fold(backend, |backend, (key, value)| backend.with_option(*key, *value)).open(0).unwrap()
+}
+
+/// A fresh folder that is removed when dropped.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("halite-npu-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Writes a file.
+    pub(crate) fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, contents).unwrap();
+        path
+    }
+
+    /// Compiles a C file to a library; `None`, with a printed message, where there is no compiler.
+    pub(crate) fn compile(&self, source: &std::path::Path, defines: &[&str]) -> Option<PathBuf> {
+        if cfg!(windows) {
+            println!("skipped: the C plugins are compiled with the options of a Unix compiler");
+            return None;
+        }
+        let name: String = defines.concat().chars().filter(char::is_ascii_alphanumeric).collect();
+        let output = self.0.join(format!("libhalite_npu_{name}.so"));
+        let include = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hal/include");
+        let mut command = Command::new("cc");
+        command.args(["-std=c99", "-Wall", "-Wextra", "-pedantic", "-O1", "-shared", "-fPIC", "-I", include]);
+        command.args(defines.iter().map(|define| format!("-D{define}"))).arg("-o").arg(&output).arg(source);
+        match command.output() {
+            Ok(result) => {
+                assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+                Some(output)
+            }
+            Err(error) => {
+                println!("skipped: no C compiler: {error}");
+                None
+            }
+        }
+    }
+
+    /// The minimal plugin with these definitions.
+    pub(crate) fn minimal(&self, defines: &[&str]) -> Option<PathBuf> {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugins/minimal.c");
+        self.compile(source.as_ref(), defines)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A new buffer with these bytes.
+pub(crate) fn upload(device: &Device, stream: &Stream, bytes: &[u8]) -> BufferSlice {
+    let slice = device.allocate(bytes.len() as u64, MemoryKind::Device).unwrap().all();
+    stream.write(&slice, bytes).unwrap();
+    slice
+}
+
+/// The bytes of a range.
+pub(crate) fn download(stream: &Stream, slice: &BufferSlice) -> Vec<u8> {
+    stream.read(slice).unwrap().wait().unwrap()
+}
