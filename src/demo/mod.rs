@@ -6,6 +6,7 @@
 
 mod chart;
 pub mod digits;
+pub mod network;
 pub mod page;
 pub mod progress;
 pub mod report;

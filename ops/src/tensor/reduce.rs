@@ -94,6 +94,18 @@ impl Tensor {
     /// `Shape` or `DType` when the operands do not fit.
     #[track_caller]
     pub fn cross_entropy(&self, labels: &Tensor) -> Result<Tensor> {
+        self.cross_entropy_smoothed(labels, 0.0)
+    }
+
+    /// [`cross_entropy`](Self::cross_entropy) against smoothed targets: a share `smoothing` of each is spread evenly
+    /// over all classes.
+    ///
+    /// Source: Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016, section 7.
+    ///
+    /// # Errors
+    /// `Shape` or `DType` when the operands do not fit, or `smoothing` does not lie in `[0, 1]`.
+    #[track_caller]
+    pub fn cross_entropy_smoothed(&self, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
         const NAME: &str = "cross_entropy";
         self.require_float(NAME)?;
         let [batch, classes] = *self.shape() else {
@@ -108,11 +120,22 @@ impl Tensor {
         if labels.dtype() != DType::I32 {
             return Err(Error::dtype(NAME, format!("labels are i32, got {}; cast them", labels.dtype())));
         }
+        if !(0.0..=1.0).contains(&smoothing) {
+            return Err(Error::shape(NAME, format!("smoothing is a share from 0 to 1, got {smoothing}")));
+        }
         let log_probabilities = self.cast(DType::F32)?.log_softmax(1)?;
         let class = self.engine().iota(&[1, classes], 1, DType::I32)?;
         let is_label = labels.reshape(&[batch, 1])?.eq(&class)?;
-        let zero = log_probabilities.full_like(0.0);
-        is_label.select(&log_probabilities, &zero)?.sum(&[0, 1])?.mul(-1.0 / batch.max(1) as f64)
+        let terms = if smoothing == 0.0 {
+            // No product, so that a class of probability 0 does not turn the loss of another into NaN.
+            is_label.select(&log_probabilities, &log_probabilities.full_like(0.0))?
+        } else {
+            let spread = smoothing / classes.max(1) as f64;
+            let [hit, miss] =
+                [1.0 - smoothing + spread, spread].map(|share| log_probabilities.full_like(share));
+            is_label.select(&hit, &miss)?.mul(&log_probabilities)?
+        };
+        terms.sum(&[0, 1])?.mul(-1.0 / batch.max(1) as f64)
     }
 
     #[track_caller]

@@ -1,0 +1,178 @@
+//! The command line, `halite`.
+
+use halite::cli::demo::{DemoArgs, Dtype};
+use halite::cli::devices::{DeviceEntry, DeviceList, DevicesArgs};
+use halite::cli::profile;
+use halite::cli::profile::{EffectiveProfile, ProfileArgs, ProfileCommand, ProfileValue, ShowArgs};
+use halite::cli::select::{position_of, select_devices};
+use halite::cli::{Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, UsageError, output};
+use halite::demo::digits::Digits;
+use halite::demo::network::{Cnn, CnnConfig};
+use halite::demo::page;
+use halite::demo::progress::Progress;
+use halite::demo::report::UnavailableBackend;
+use halite::demo::run::{Candidate, Options, run};
+use halite::{DType, Session};
+use std::process::ExitCode;
+
+/// What ends a command early, with its exit code.
+struct Stop {
+    message: String,
+    code: u8,
+}
+
+impl From<UsageError> for Stop {
+    fn from(error: UsageError) -> Self {
+        Self { message: error.to_string(), code: EXIT_USAGE }
+    }
+}
+
+impl From<halite::Error> for Stop {
+    fn from(error: halite::Error) -> Self {
+        Self { message: error.to_string(), code: if error.is_usage() { EXIT_USAGE } else { EXIT_FAILURE } }
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Self { message: error.to_string(), code: EXIT_FAILURE }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = halite::cli::parse();
+    let outcome = dispatch(cli);
+    ExitCode::from(outcome.unwrap_or_else(|stop| {
+        eprintln!("error: {}", stop.message);
+        stop.code
+    }))
+}
+
+fn dispatch(cli: Cli) -> Result<u8, Stop> {
+    let session = Session::builder().plugins(cli.plugins().iter().cloned()).build()?;
+    match cli.into_command() {
+        Command::Demo(args) => demo(&session, &args),
+        Command::Devices(args) => list_devices(&session, &args),
+        Command::Profile(ProfileArgs { command: ProfileCommand::Show(args) }) => {
+            show_profile(&session, &args)
+        }
+        _ => Err(Stop {
+            message: "this build does not know the command; see 'halite --help'".into(),
+            code: EXIT_USAGE,
+        }),
+    }
+}
+
+fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
+    args.check()?;
+    let found = session.discover();
+    let unavailable = unavailable(&found);
+    let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
+    let selected = select_devices(&args.devices, &ids, &unavailable)?;
+    let digits =
+        Digits::builtin().map_err(|error| Stop { message: error.to_string(), code: EXIT_FAILURE })?;
+    let storage = match args.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+    };
+    let config = CnnConfig { storage, ..CnnConfig::DIGITS };
+    let names: Vec<String> = selected.iter().map(|&position| ids[position].clone()).collect();
+    let candidates = selected
+        .iter()
+        .map(|&position| {
+            let id = ids[position].clone();
+            Candidate {
+                id: id.clone(),
+                name: found.devices[position].name.clone(),
+                open: Box::new(move || {
+                    let engine = session.open(&id)?;
+                    Ok(Box::new(Cnn::new(&engine, config, args.seed)?))
+                }),
+            }
+        })
+        .collect();
+    let options = Options { epochs: args.epochs, batch: args.batch, seed: args.seed };
+    let progress = Progress::new(&names, args.epochs, digits.train().steps_per_epoch(args.batch));
+    let report = run(options, &digits, candidates, unavailable, &progress);
+    if args.json {
+        output::print(&format!("{}\n", report.to_json()))?;
+    } else {
+        output::print(&report.to_table(output::columns()))?;
+    }
+    if let Some(path) = &args.report {
+        let page = page::html(&report, &args.settings());
+        std::fs::write(path, page).map_err(|error| Stop {
+            message: format!("cannot write the report to '{}': {error}", path.display()),
+            code: EXIT_FAILURE,
+        })?;
+        eprintln!("report written to {}", path.display());
+    }
+    Ok(if report.succeeded() { EXIT_SUCCESS } else { EXIT_FAILURE })
+}
+
+fn list_devices(session: &Session, args: &DevicesArgs) -> Result<u8, Stop> {
+    let found = session.discover();
+    let devices = found
+        .devices
+        .iter()
+        .map(|info| {
+            Ok(DeviceEntry {
+                id: info.id.to_string(),
+                backend: info.id.backend.clone(),
+                name: info.name.clone(),
+                memory_bytes: info.memory_bytes,
+                compute_units: info.compute_units,
+                dtypes: info.dtypes.iter().map(ToString::to_string).collect(),
+                kernel_formats: info.kernel_formats.clone(),
+                profile: session.profile_of(info)?.name().to_owned(),
+            })
+        })
+        .collect::<Result<_, Stop>>()?;
+    let list = DeviceList { devices, unavailable: unavailable(&found) };
+    let text = if args.json { format!("{}\n", list.to_json()) } else { list.to_table(output::columns()) };
+    output::print(&text)?;
+    Ok(EXIT_SUCCESS)
+}
+
+fn show_profile(session: &Session, args: &ShowArgs) -> Result<u8, Stop> {
+    let found = session.discover();
+    let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
+    let positions = match &args.device {
+        Some(name) => vec![position_of(name, &ids, &unavailable(&found))?],
+        None => (0..ids.len()).collect(),
+    };
+    let effective = positions
+        .into_iter()
+        .map(|position| {
+            let profile = session.profile_of(&found.devices[position])?;
+            let values = profile.values().into_iter().map(|value| ProfileValue {
+                key: value.path,
+                value: value.text,
+                source: value.origin.to_string(),
+            });
+            Ok(EffectiveProfile {
+                device: ids[position].clone(),
+                profile: profile.name().to_owned(),
+                values: values.collect(),
+            })
+        })
+        .collect::<Result<Vec<_>, Stop>>()?;
+    let text = if args.json {
+        format!("{}\n", profile::to_json(&effective))
+    } else {
+        profile::to_table(&effective, output::columns())
+    };
+    output::print(&text)?;
+    Ok(EXIT_SUCCESS)
+}
+
+fn unavailable(found: &halite::hal::Discovery) -> Vec<UnavailableBackend> {
+    found
+        .absent
+        .iter()
+        .map(|absence| UnavailableBackend {
+            backend: absence.backend.clone(),
+            reason: absence.reason.clone(),
+        })
+        .collect()
+}

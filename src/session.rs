@@ -1,0 +1,230 @@
+//! Everything that a program needs to compute: backends, profiles and kernels, found and put together.
+
+use halite_hal::{Device, DeviceInfo, Discovery, ErrorKind, Layer, Registry, driver, select_layers};
+use halite_ops::lower::KernelVariant;
+use halite_ops::{Catalog, DType, Engine};
+use halite_profiles::{DeviceFacts, Profile, ProfileSet, SearchPath};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The environment variable that names layers around every device.
+pub const LAYERS_VARIABLE: &str = "HALITE_LAYERS";
+
+/// Why a session cannot be made, or a device not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A device, a backend or a plugin.
+    #[error(transparent)]
+    Hal(#[from] halite_hal::Error),
+    /// A profile.
+    #[error(transparent)]
+    Profile(#[from] halite_profiles::Error),
+    /// An operation or an engine.
+    #[error(transparent)]
+    Ops(#[from] halite_ops::Error),
+}
+
+impl Error {
+    /// Whether the caller's input is at fault (a name, a file, a setting), rather than a device.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Hal(error) => matches!(
+                error.kind(),
+                ErrorKind::InvalidArgument
+                    | ErrorKind::Unavailable
+                    | ErrorKind::BadFormat
+                    | ErrorKind::AbiMismatch
+                    | ErrorKind::Unsupported
+            ),
+            Self::Profile(_) => true,
+            Self::Ops(error) => error.is_usage(),
+        }
+    }
+}
+
+/// What a [`Session`] is made of; every part has a default.
+#[derive(Default)]
+pub struct SessionBuilder {
+    #[cfg(feature = "npu")]
+    plugins: Vec<PathBuf>,
+    profiles: Option<SearchPath>,
+    backends: Vec<Arc<dyn driver::Backend>>,
+    layers: Vec<Arc<dyn Layer>>,
+    variants: Vec<KernelVariant>,
+}
+
+impl SessionBuilder {
+    /// Loads these NPU plugins instead of searching for some.
+    #[cfg(feature = "npu")]
+    #[must_use]
+    pub fn plugins(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.plugins.extend(files);
+        self
+    }
+
+    /// Looks for profiles here, instead of where the environment says.
+    #[must_use]
+    pub fn profiles(mut self, path: SearchPath) -> Self {
+        self.profiles = Some(path);
+        self
+    }
+
+    /// Adds a backend beside those of this crate.
+    #[must_use]
+    pub fn backend(mut self, backend: Arc<dyn driver::Backend>) -> Self {
+        self.backends.push(backend);
+        self
+    }
+
+    /// Makes a layer known, so that `HALITE_LAYERS` can name it.
+    #[must_use]
+    pub fn layer(mut self, layer: Arc<dyn Layer>) -> Self {
+        self.layers.push(layer);
+        self
+    }
+
+    /// Adds a kernel variant: of an operation of one's own, or one more for an operation of Halite's.
+    #[must_use]
+    pub fn kernel(mut self, variant: KernelVariant) -> Self {
+        self.variants.push(variant);
+        self
+    }
+
+    /// Registers the backends and reads the profiles. Opens no device.
+    ///
+    /// # Errors
+    /// A plugin that was named and is none, a damaged profile, a wrong setting in the environment.
+    pub fn build(self) -> Result<Session, Error> {
+        let mut registry = Registry::new();
+        #[cfg(feature = "cpu")]
+        registry.register(Arc::new(halite_cpu::CpuBackend::new(halite_cpu::CpuConfig::from_env()?)))?;
+        #[cfg(feature = "npu")]
+        registry.register(Arc::new(npu_backend(self.plugins)?))?;
+        for backend in self.backends {
+            registry.register(backend)?;
+        }
+        if let Some(list) = std::env::var_os(LAYERS_VARIABLE) {
+            for layer in select_layers(&list.to_string_lossy(), &self.layers)? {
+                registry.add_layer(layer);
+            }
+        }
+        let mut catalog = Catalog::builtin();
+        for variant in self.variants {
+            catalog.register(variant)?;
+        }
+        let profiles = ProfileSet::load(&self.profiles.unwrap_or_else(SearchPath::from_env))?;
+        Ok(Session { registry, profiles, catalog, fallback: Mutex::default() })
+    }
+}
+
+#[cfg(feature = "npu")]
+fn npu_backend(plugins: Vec<PathBuf>) -> Result<halite_npu::NpuBackend, Error> {
+    let named = !plugins.is_empty() || std::env::var_os(halite_npu::PATH_VARIABLE).is_some();
+    let backend = match <[PathBuf; 1]>::try_from(plugins) {
+        Ok([file]) => halite_npu::NpuBackend::with_plugin(file),
+        Err(none) if none.is_empty() => halite_npu::NpuBackend::new(),
+        Err(several) => {
+            // A folder would be searched; a plugin that was named must be a file.
+            for file in &several {
+                halite_npu::NpuBackend::with_plugin(file).plugins()?;
+            }
+            let list = std::env::join_paths(&several).map_err(|error| {
+                halite_hal::Error::invalid(format!("plugin paths cannot be listed: {error}"))
+            })?;
+            halite_npu::NpuBackend::with_search_path(list)
+        }
+    };
+    if named {
+        // What the user named must be there; what was merely searched for may be absent.
+        backend.plugins()?;
+    }
+    Ok(backend)
+}
+
+/// The devices of this machine, ready to be opened as engines.
+///
+/// 1. [`Session::new`] registers every backend of this build and reads the profiles.
+/// 2. [`discover`](Self::discover) lists the devices.
+/// 3. [`open`](Self::open) gives an [`Engine`], which makes and computes tensors.
+///
+/// Every method may be called from any thread.
+pub struct Session {
+    registry: Registry,
+    profiles: ProfileSet,
+    catalog: Catalog,
+    /// The CPU's engine, which other engines fall back to.
+    fallback: Mutex<Option<Engine>>,
+}
+
+impl Session {
+    /// A session with the defaults and the settings of the environment.
+    ///
+    /// # Errors
+    /// As [`SessionBuilder::build`].
+    pub fn new() -> Result<Self, Error> {
+        Self::builder().build()
+    }
+
+    /// For a session with parts of one's own.
+    pub fn builder() -> SessionBuilder {
+        SessionBuilder::default()
+    }
+
+    /// Every device that is there, and why other backends have none.
+    pub fn discover(&self) -> Discovery {
+        self.registry.probe()
+    }
+
+    /// The profiles that were read.
+    pub fn profiles(&self) -> &ProfileSet {
+        &self.profiles
+    }
+
+    /// The profile that matches a device best.
+    ///
+    /// # Errors
+    /// When none matches.
+    pub fn profile_of(&self, info: &DeviceInfo) -> Result<Arc<Profile>, Error> {
+        Ok(self.profiles.select(&DeviceFacts::from(info))?)
+    }
+
+    /// Opens a device, inside the layers of `HALITE_LAYERS`: `cpu`, `npu:0`, or `auto` for the one whose profile
+    /// promises the highest f32 rate (a device without such a figure comes last, and the emulator with the CPU's
+    /// arithmetic behind it never counts).
+    ///
+    /// # Errors
+    /// When there is no such device, or it does not open.
+    pub fn open_device(&self, name: &str) -> Result<Device, Error> {
+        if name != "auto" {
+            return Ok(self.registry.open(name)?);
+        }
+        let rank = |info: &DeviceInfo| {
+            let profile = self.profile_of(info).ok();
+            let rate = profile.and_then(|profile| profile.peak_rate(DType::F32)).unwrap_or(0.0);
+            let emulated = info.has_feature("emulated");
+            if emulated { 0 } else { 1 + rate as u64 }
+        };
+        Ok(self.registry.open_best(rank)?)
+    }
+
+    /// Opens a device with the profile that matches it best.
+    ///
+    /// # Errors
+    /// As [`open_device`](Self::open_device), or when no profile matches.
+    pub fn open(&self, name: &str) -> Result<Engine, Error> {
+        let device = self.open_device(name)?;
+        let profile = self.profile_of(device.info())?;
+        let fallback = if device.id().backend == "cpu" { None } else { self.fallback_engine() };
+        Ok(Engine::new(device, profile, self.catalog.clone(), fallback)?)
+    }
+
+    /// The CPU's engine, if there is one; opened on first use.
+    fn fallback_engine(&self) -> Option<Engine> {
+        let mut fallback = self.fallback.lock().unwrap_or_else(PoisonError::into_inner);
+        if fallback.is_none() {
+            *fallback = self.open("cpu").ok();
+        }
+        fallback.clone()
+    }
+}
