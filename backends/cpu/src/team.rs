@@ -5,8 +5,9 @@
 //! shares too, closes the slot when none are left, and waits until everyone has left. Nothing is allocated and no
 //! lock is taken; a thread that nobody helps loses a few atomic operations.
 //!
-//! Rayon's `join` and scopes were measured as the alternative and lost on small launches: each of its jobs wakes
-//! sleepers through a lock and a system call, and its workers cannot wait for streams and jobs in one place.
+//! Rayon 1 was measured as the alternative, on two cores of a Zen 4 virtual machine: two workgroups of 2 µs take
+//! 4.4 µs there, because its second thread comes too late, and 2.5 µs here; a launch from outside with a wait for
+//! it takes 11 µs there and 0.3 µs here. Large launches are alike. `examples/launch_cost.rs` repeats our side.
 
 use crate::error::lock;
 use std::cell::UnsafeCell;
