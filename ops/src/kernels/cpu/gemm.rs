@@ -206,7 +206,7 @@ impl<T: GemmElement> GemmPlan<T> {
         let tile = GemmTile {
             mc: round(tile.mc, 12 * tile_rows, tile_rows),
             nc: round(tile.nc, 1024, panel),
-            kc: round(tile.kc, 256, 1),
+            kc: round(tile.kc, 384, 1),
         };
         let matrices = spec.batch.iter().map(|axis| axis.len).product::<usize>();
         let (m, n, k) = (spec.m, spec.n, spec.k);
@@ -214,7 +214,7 @@ impl<T: GemmElement> GemmPlan<T> {
         // Enough groups for every thread; several for each where they are long, so that a thread that
         // is held up does not hold up the others.
         let threads = threads.max(1);
-        let per_thread = (macs / threads / (64 * MIN_GROUP_MACS)).clamp(1, 4);
+        let per_thread = if threads > 1 { (macs / threads / (64 * MIN_GROUP_MACS)).clamp(1, 2) } else { 1 };
         let wanted = (threads * per_thread).min(macs / MIN_GROUP_MACS).max(1);
         let wanted = wanted.div_ceil(matrices.max(1));
 
@@ -424,6 +424,8 @@ impl<T: Element + GemmElement> Task for Group<'_, T> {
         // The even widths of panels: the last one of a block takes what is left.
         let height = even_piece(part.rows, S::TILE_ROWS, 1);
         let width = even_piece(part.cols, widest, lanes);
+        // Rows of A that are packed side by side: several tiles, if they fill a vector together.
+        let unit = height * (lanes / height).max(1);
 
         // SAFETY: all offsets below stay inside the part and its operands, whose blocks are cut by `min`;
         // the packed buffers were taken with room for a block each.
@@ -437,20 +439,14 @@ impl<T: Element + GemmElement> Task for Group<'_, T> {
                 for n0 in (0..part.cols).step_by(nc) {
                     let cols = nc.min(part.cols - n0);
                     if plan.pack_b {
-                        for j in (0..cols).step_by(width) {
-                            let src = b.offset(k0 as isize * spec.b.row + (n0 + j) as isize * spec.b.col);
-                            let wide = width.min(cols - j);
-                            pack::columns::<S, T>(src, spec.b, depth, wide, packed_b.add(j * depth));
-                        }
+                        let src = b.offset(k0 as isize * spec.b.row + n0 as isize * spec.b.col);
+                        pack::columns::<S, T>(src, spec.b, depth, cols, width, packed_b);
                     }
                     for m0 in (0..part.rows).step_by(tile.mc) {
                         let rows = tile.mc.min(part.rows - m0);
                         if plan.pack_a {
-                            for i in (0..rows).step_by(height) {
-                                let src = a.offset((m0 + i) as isize * spec.a.row + k0 as isize * spec.a.col);
-                                let tall = height.min(rows - i);
-                                pack::rows::<S, T>(src, spec.a, tall, depth, packed_a.add(i * depth));
-                            }
+                            let src = a.offset(m0 as isize * spec.a.row + k0 as isize * spec.a.col);
+                            pack::rows::<S, T>(src, spec.a, rows, depth, unit, packed_a);
                         }
                         for j in (0..cols).step_by(width) {
                             let wide = width.min(cols - j);
@@ -462,7 +458,7 @@ impl<T: Element + GemmElement> Task for Group<'_, T> {
                             } else {
                                 // A vector that C has only in part must not read past B.
                                 if m0 == 0 {
-                                    pack::columns::<S, T>(src, spec.b, depth, wide, packed_b);
+                                    pack::columns::<S, T>(src, spec.b, depth, wide, width, packed_b);
                                 }
                                 (packed_b.cast_const(), wide.next_multiple_of(lanes) as isize)
                             };
@@ -470,7 +466,9 @@ impl<T: Element + GemmElement> Task for Group<'_, T> {
                                 let tall = height.min(rows - i);
                                 let src = a.offset((m0 + i) as isize * spec.a.row + k0 as isize * spec.a.col);
                                 let (a_panel, a_row, a_k) = if plan.pack_a {
-                                    (packed_a.add(i * depth).cast_const(), 1, tall as isize)
+                                    let panel = i - i % unit;
+                                    let a_k = unit.min(rows - panel);
+                                    (packed_a.add(panel * depth + i - panel).cast_const(), 1, a_k as isize)
                                 } else {
                                     (src.cast(), spec.a.row, spec.a.col)
                                 };
