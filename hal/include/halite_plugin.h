@@ -1,7 +1,9 @@
 /* halite_plugin.h - how a vendor's accelerator becomes a device of Halite.
  *
  * A plugin is a shared library that exports one function, halite_plugin_entry. It returns a table of
- * functions, and Halite calls those. This file is the whole contract; it needs nothing but <stdint.h>.
+ * functions, and Halite calls those. This file is the whole contract; it needs nothing but <stdint.h>. A small
+ * complete plugin in C99 is backends/npu/tests/plugins/minimal.c. Files are found by name: libhalite_npu_*.so
+ * (or .dylib; halite_npu_*.dll on Windows).
  *
  * Tiers
  *   1   devices, memory, streams, events: every plugin.

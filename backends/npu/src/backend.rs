@@ -6,7 +6,7 @@ use crate::error::one_line;
 use crate::library::Library;
 use crate::options::{OPTIONS_VARIABLE, Options};
 use crate::search::Search;
-use halite_hal::{Device, DeviceId, DeviceInfo, Error, MemoryKind, Result, driver, plugin};
+use halite_hal::{Device, DeviceId, DeviceInfo, Error, ErrorKind, MemoryKind, Result, driver, plugin};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -128,14 +128,27 @@ impl NpuBackend {
     /// Every device: its library, its index there, and what it is.
     fn devices(&self) -> Result<Vec<(&'static Library, u32, DeviceInfo)>> {
         let options = self.options()?;
-        let mut devices = Vec::new();
+        let mut devices: Vec<(&'static Library, u32, DeviceInfo)> = Vec::new();
+        let mut failure = None;
         let libraries = self.libraries()?;
         for library in &libraries {
-            for local in 0..library.device_count()? {
-                let id = DeviceId::new(NAME, devices.len() as u32);
-                let raw = library.device_info(local, &options)?;
-                devices.push((*library, local, device::describe(library, id, &raw)?));
+            let first = devices.len() as u32;
+            match describe_devices(library, first, &options) {
+                Ok(infos) => {
+                    devices.extend(infos.into_iter().zip(0..).map(|(info, local)| (*library, local, info)))
+                }
+                // What the user or the plugin got wrong must be put right; absent hardware hides no other devices.
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::BadFormat) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    log::warn!("plugin '{}': {}", library.path.display(), error.message());
+                    failure.get_or_insert(error);
+                }
             }
+        }
+        if let (true, Some(error)) = (devices.is_empty(), failure) {
+            return Err(error);
         }
         if devices.is_empty() {
             let paths: Vec<_> = libraries.iter().map(|library| library.path.display().to_string()).collect();
@@ -143,6 +156,15 @@ impl NpuBackend {
         }
         Ok(devices)
     }
+}
+
+/// What a plugin's devices are, numbered from `first`.
+fn describe_devices(library: &Library, first: u32, options: &Options) -> Result<Vec<DeviceInfo>> {
+    let describe = |local| {
+        let id = DeviceId::new(NAME, first + local);
+        device::describe(library, id, &library.device_info(local, options)?)
+    };
+    (0..library.device_count()?).map(describe).collect()
 }
 
 impl driver::Backend for NpuBackend {

@@ -173,9 +173,10 @@ impl StreamShared {
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }
-        let unmarked = state.held.back().map_or(0, |(last, _)| {
-            last - state.marks.back().map_or_else(|| state.held[0].0 - 1, |(mark, _)| *mark)
-        });
+        let last = state.held.back().map_or(0, |(number, _)| *number);
+        let first = state.held.front().map_or(0, |(number, _)| *number);
+        let marked = state.marks.back().map_or(first, |(number, _)| *number);
+        let unmarked = last.saturating_sub(marked);
         if unmarked < MARK_EVERY {
             return Ok(Vec::new());
         }

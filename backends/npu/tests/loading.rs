@@ -216,6 +216,18 @@ fn a_plugin_that_refuses_to_start_or_has_no_device_is_unavailable() {
 }
 
 #[test]
+fn a_plugin_without_its_hardware_does_not_hide_the_others() {
+    let folder = Folder::new("no-hardware");
+    let Some(path) = folder.minimal(&["LIE_NO_HARDWARE"]) else { return };
+    let list = std::env::join_paths([path.clone(), emulator()]).unwrap();
+    let devices = NpuBackend::with_search_path(list).probe().unwrap();
+    assert_eq!(devices.len(), 1);
+    assert!(devices[0].name.starts_with("Halite"));
+    let error = refusal(&path);
+    assert_eq!((error.kind(), error.message()), (&ErrorKind::Unavailable, "no card is plugged in"));
+}
+
+#[test]
 fn texts_without_an_end_are_cut_and_unknown_dtypes_left_out() {
     let folder = Folder::new("texts");
     let defines = ["LIE_ENDLESS_TEXT", "LIE_DTYPES=~UINT64_C(0)"];

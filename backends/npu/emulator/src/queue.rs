@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// One pattern's repetitions are written in pieces of about this many bytes.
+/// One pattern's repetitions are written in pieces of at most this many bytes, a multiple of every pattern's length.
 const FILL_BYTES: usize = 64 << 10;
 
 /// Memory of the host that a copy in flight uses; the host keeps it until the copy is over.
@@ -341,7 +341,8 @@ fn execute(device: &Device, command: Command, half: bool) -> Result<()> {
         }
         Command::Fill { dst, len, pattern } => {
             let unit = pattern.len().max(1);
-            let piece: Vec<u8> = pattern.iter().copied().cycle().take(FILL_BYTES / unit * unit).collect();
+            let piece_len = usize::try_from(len).map_or(FILL_BYTES, |len| len.min(FILL_BYTES));
+            let piece = pattern.repeat(piece_len / unit);
             let mut start = 0;
             while start < len {
                 let count = (len - start).min(piece.len() as u64);
