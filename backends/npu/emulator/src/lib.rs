@@ -3,7 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `machine/` | the machine: memories, cores, instructions |
-//! | `entry.rs`, `handles.rs`, `failure.rs` | the functions of `halite_plugin.h` |
+//! | `entry.rs`, `pointers.rs`, `handles.rs`, `failure.rs` | the functions of `halite_plugin.h` |
 //! | `device.rs`, `queue.rs`, `builtin.rs` | an opened device, its streams and worker, its built-in operations |
 //! | `options.rs` | how it is opened: `machine`, `threads`, `lose_after` |
 
@@ -14,6 +14,7 @@ mod failure;
 mod handles;
 pub mod machine;
 mod options;
+mod pointers;
 mod queue;
 
 pub use entry::halite_plugin_entry;
