@@ -9,7 +9,7 @@
 //! chunk's registers, at most 24 KiB by default. Parameters: `chunk`, points per chunk.
 
 mod casts;
-mod functions;
+pub(crate) mod functions;
 pub(crate) mod lanes;
 pub(crate) mod machine;
 pub(crate) mod math;
@@ -17,7 +17,7 @@ pub(crate) mod program;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::simd::Isa;
 use super::{requirements, supports};

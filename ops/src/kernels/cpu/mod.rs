@@ -6,6 +6,7 @@
 pub mod conv;
 pub mod elementwise;
 pub mod gemm;
+pub mod reduce;
 pub mod simd;
 
 #[cfg(test)]
@@ -16,7 +17,7 @@ use simd::Isa;
 
 /// Every kernel variant of the CPU, the best of each op first.
 pub fn variants() -> Vec<KernelVariant> {
-    elementwise::variants()
+    [elementwise::variants(), reduce::variants()].concat()
 }
 
 /// The device features that code for `isa` needs, by the names that the CPU backend reports.

@@ -43,7 +43,7 @@ macro_rules! map2 {
 }
 
 /// The code of a function, by name.
-macro_rules! functions { ($($name:ident)*) => {$( pub(super) struct $name; )*}; }
+macro_rules! functions { ($($name:ident)*) => {$( pub(crate) struct $name; )*}; }
 
 functions! {
     Neg Abs Sign Floor Ceil Round Exp Log Sqrt Rsqrt Sin Cos Tanh Not NotBool

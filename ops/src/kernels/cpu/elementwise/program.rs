@@ -230,6 +230,11 @@ impl Program {
         self.code.len()
     }
 
+    /// Number of input buffers.
+    pub(crate) fn inputs(&self) -> usize {
+        self.views.len()
+    }
+
     /// Representation of the value that is kept for a reduction.
     pub(crate) fn result_rep(&self) -> Rep {
         self.result.1
