@@ -100,7 +100,7 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
         output::print(&report.to_table(output::columns()))?;
     }
     if let Some(path) = &args.report {
-        let page = page::html(&report, &args.settings());
+        let page = page::html(&report, &digits, &args.settings());
         std::fs::write(path, page).map_err(|error| Stop {
             message: format!("cannot write the report to '{}': {error}", path.display()),
             code: EXIT_FAILURE,

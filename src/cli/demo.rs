@@ -43,6 +43,10 @@ pub struct DemoArgs {
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
 
+    /// Learn the digits of this file instead of the built-in ones (format: data/README.md)
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+
     /// Load this NPU plugin; repeatable
     #[arg(long = "plugin", value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
@@ -163,6 +167,7 @@ mod tests {
             dtype: Dtype::F16,
             json: true,
             report: Some("out.html".into()),
+            data: None,
             plugins: vec!["libnpu.so".into()],
         };
         assert_eq!(all, expected);

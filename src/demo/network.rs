@@ -88,6 +88,11 @@ impl Cnn {
         Ok(Self { config, engine: engine.clone(), parameters, optimizer, loss_sum, losses: 0 })
     }
 
+    /// The device that the network is on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Weights and biases in the order of [`CnnConfig::parameter_shapes`].
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters

@@ -1,0 +1,40 @@
+//! What the integration tests of the root package share.
+
+use halite::demo::digits::{Batch, Digits};
+use halite::demo::network::{Cnn, CnnConfig};
+use halite::{Engine, Session, Tensor};
+
+/// The devices that this repository brings along, and that must therefore be there.
+pub const DEVICES: [&str; 2] = ["cpu:0", "npu:0"];
+
+pub fn session() -> Session {
+    Session::new().expect("backends and profiles are in order")
+}
+
+pub fn open(session: &Session, device: &str) -> Engine {
+    session.open(device).unwrap_or_else(|error| panic!("{device}: {error}"))
+}
+
+pub fn network(session: &Session, device: &str, config: CnnConfig, seed: u64) -> Cnn {
+    Cnn::new(&open(session, device), config, seed).unwrap_or_else(|error| panic!("{device}: {error}"))
+}
+
+/// The first `steps` training batches of 32 digits.
+pub fn batches(steps: usize) -> Vec<Batch> {
+    let digits = Digits::builtin().expect("the data are not damaged");
+    let epochs = (0..).flat_map(|epoch| digits.train().epoch(32, 7, epoch).collect::<Vec<_>>());
+    epochs.take(steps).collect()
+}
+
+/// `|a - b| / |b|` in the Euclidean norm; 0 for two zeros.
+pub fn relative_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    let scale = norm(&mut b.iter().copied());
+    if difference == 0.0 { 0.0 } else { difference / scale }
+}
+
+pub fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f64().unwrap_or_else(|error| panic!("{tensor:?}: {error}"))
+}

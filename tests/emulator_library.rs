@@ -1,0 +1,26 @@
+//! The emulator is a plugin like any other: opened from a file at run time, never linked in.
+
+#![allow(missing_docs)]
+
+mod common;
+
+/// Text that the emulator's library contains, and nothing else has reason to.
+const DEVICE_NAME: &[u8] = b"Halite NPU emulator";
+
+#[test]
+fn the_program_does_not_contain_the_emulator() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_halite")).unwrap();
+    let contained = program.windows(DEVICE_NAME.len()).any(|window| window == DEVICE_NAME);
+    assert!(!contained, "the emulator was linked into the program");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_library_is_mapped_only_when_it_is_asked_for() {
+    let mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().contains("libhalite_npu_emulator.so");
+    assert!(!mapped(), "the emulator is there from the start");
+    let session = common::session();
+    let engine = common::open(&session, "npu:0");
+    assert!(engine.device().info().name.contains("emulator"));
+    assert!(mapped());
+}

@@ -1,0 +1,79 @@
+//! A training loop plans once, and its memory does not grow.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{batches, network, session};
+use halite::demo::network::CnnConfig;
+
+#[test]
+fn ten_thousand_steps_share_one_plan_and_a_constant_memory() {
+    const STEPS: usize = 10_000;
+    const WARM_UP: usize = 50;
+    let session = session();
+    let mut cnn = network(&session, "cpu:0", CnnConfig::DIGITS, 0);
+    let batches = batches(45);
+    let mut at_warm_up = None;
+    for step in 0..STEPS {
+        let (images, labels) = cnn.upload(&batches[step % batches.len()]).unwrap();
+        // The rate changes with every step: it is a run-time scalar and must not plan anew.
+        cnn.train(&images, &labels, 1e-3 / (1.0 + step as f64)).unwrap();
+        if step == WARM_UP {
+            cnn.engine().synchronize().unwrap();
+            at_warm_up = Some((cnn.engine().stats(), resident_bytes()));
+        }
+    }
+    cnn.engine().synchronize().unwrap();
+    let (before, resident_before) = at_warm_up.unwrap();
+    let after = cnn.engine().stats();
+    // The first step differs: its weights come from the initialiser.
+    assert_eq!(after.plans_built, before.plans_built, "plans must not grow with steps");
+    assert!(before.plans_built <= 3, "{} plans", before.plans_built);
+    assert_eq!(after.evaluations - before.evaluations, (STEPS - WARM_UP - 1) as u64);
+    assert_eq!(after.pool.reserved_bytes, before.pool.reserved_bytes, "device memory must not grow");
+    assert_eq!(after.pool.peak_in_use_bytes, before.pool.peak_in_use_bytes);
+    if let (Some(before), Some(after)) = (resident_before, resident_bytes()) {
+        // The allocator's own noise; a leak of one graph a step would be hundreds of megabytes.
+        const NOISE: u64 = 8 << 20;
+        assert!(after <= before + NOISE, "resident memory grew from {before} to {after} bytes");
+    }
+}
+
+/// This process's resident memory, where the system tells it.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[test]
+fn a_chain_of_a_million_nodes_builds_evaluates_and_drops() {
+    const NODES: usize = 1_000_000;
+    let session = session();
+    let engine = common::open(&session, "cpu:0");
+    // A thread's default stack is 2 MiB; recursion over the chain would need hundreds.
+    let chain = std::thread::spawn(move || {
+        let start = engine.tensor(&[0f32, 1.0], &[2]).unwrap();
+        let mut x = start;
+        for _ in 0..NODES {
+            x = x.add(1.0).unwrap();
+        }
+        let unevaluated = x.add(1.0).unwrap();
+        let sum = x.to_vec::<f32>().unwrap();
+        drop(unevaluated);
+        sum
+    });
+    assert_eq!(chain.join().expect("no stack overflow"), [NODES as f32, NODES as f32 + 1.0]);
+}
+
+#[test]
+fn a_chain_that_was_never_evaluated_drops_too() {
+    let session = session();
+    let engine = common::open(&session, "cpu:0");
+    let mut x = engine.zeros(&[3], halite::DType::F32).unwrap();
+    for _ in 0..1_000_000 {
+        x = x.neg().unwrap();
+    }
+    drop(x);
+}
