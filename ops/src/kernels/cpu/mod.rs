@@ -6,8 +6,10 @@
 pub mod conv;
 pub mod elementwise;
 pub mod gemm;
+pub mod pad;
 pub mod reduce;
 pub mod simd;
+pub mod window;
 
 #[cfg(test)]
 mod harness;
@@ -17,7 +19,7 @@ use simd::Isa;
 
 /// Every kernel variant of the CPU, the best of each op first.
 pub fn variants() -> Vec<KernelVariant> {
-    [elementwise::variants(), reduce::variants()].concat()
+    [elementwise::variants(), reduce::variants(), window::variants(), pad::variants()].concat()
 }
 
 /// The device features that code for `isa` needs, by the names that the CPU backend reports.
