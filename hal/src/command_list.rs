@@ -1,8 +1,11 @@
 //! Recorded work that is replayed with other buffers and scalars.
 
 use crate::buffer::fresh_id;
+use crate::kernel::Overlap;
 use crate::stream::{check_copy, check_fill};
-use crate::{Arg, BufferSlice, Device, DeviceId, Error, Kernel, Result, Scalar, Stream};
+use crate::{
+    Arg, ArgType, BufferSlice, DType, Device, DeviceId, DeviceInfo, Error, Kernel, Result, Scalar, Stream,
+};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +30,35 @@ pub enum RecordedRange {
         /// Length in bytes.
         len: u64,
     },
+}
+
+impl RecordedRange {
+    fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Fixed(slice) => slice.len_bytes(),
+            Self::Slot { len, .. } => *len,
+        }
+    }
+
+    /// How two ranges share memory if distinct slots are bound to distinct memory.
+    fn overlap(&self, other: &Self) -> Overlap {
+        let (a, b) = match (self, other) {
+            (Self::Fixed(a), Self::Fixed(b)) if a.buffer().is_same(b.buffer()) => (a.range(), b.range()),
+            (Self::Slot { slot: s, offset: o, len: l }, Self::Slot { slot: t, offset: p, len: m })
+                if s == t =>
+            {
+                (*o..o.saturating_add(*l), *p..p.saturating_add(*m))
+            }
+            _ => return Overlap::None,
+        };
+        if a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start {
+            Overlap::None
+        } else if a == b {
+            Overlap::Same
+        } else {
+            Overlap::Partial
+        }
+    }
 }
 
 /// An argument of a recorded launch.
@@ -160,15 +192,130 @@ impl CommandListBuilder {
                 }
             }
         }
+        let mut checked =
+            Checked { alignments: vec![1; buffer_slots.len()], scalars: vec![None; scalar_slots] };
+        for command in &self.commands {
+            checked.command(device.info(), command)?;
+        }
+        let fixed = |range: &&RecordedRange| matches!(range, RecordedRange::Fixed(_));
+        let has_fixed_ranges = self.commands.iter().any(|command| command.ranges().iter().any(fixed));
         let object = device.driver().prepare(&self.commands)?;
         Ok(CommandList(Arc::new(Inner {
             id: fresh_id(),
             device: device.id().clone(),
             commands: self.commands,
             buffer_slots,
-            scalar_slots,
+            checked,
+            has_fixed_ranges,
             object,
         })))
+    }
+}
+
+/// What the commands demand of their slots. Everything else about them is checked when the list is finished, so that
+/// a replay looks at bindings alone.
+struct Checked {
+    /// What each binding's offset must be a multiple of.
+    alignments: Vec<u64>,
+    /// Type of each scalar slot; `None` for one that no launch uses.
+    scalars: Vec<Option<DType>>,
+}
+
+impl Checked {
+    fn command(&mut self, info: &DeviceInfo, command: &RecordedCommand) -> Result<()> {
+        match command {
+            RecordedCommand::Copy { dst, src } => {
+                if dst.len_bytes() != src.len_bytes() {
+                    let (to, from) = (dst.len_bytes(), src.len_bytes());
+                    return Err(Error::invalid(format!("cannot copy {from} bytes to a range of {to}")));
+                }
+                if dst.overlap(src) != Overlap::None {
+                    return Err(Error::invalid("source and target of a recorded copy overlap"));
+                }
+                Ok(())
+            }
+            RecordedCommand::Fill { dst, pattern } => {
+                let len = pattern.len() as u64;
+                if !matches!(len, 1 | 2 | 4 | 8) {
+                    return Err(Error::invalid(format!("a pattern has 1, 2, 4 or 8 bytes, got {len}")));
+                }
+                self.aligned(dst, len, || format!("a pattern of {len} bytes does not divide its range"))
+            }
+            RecordedCommand::Launch { kernel, grid, args } => self.launch(info, kernel, *grid, args),
+        }
+    }
+
+    fn launch(
+        &mut self,
+        info: &DeviceInfo,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        args: &[RecordedArg],
+    ) -> Result<()> {
+        let (name, signature) = (kernel.name(), kernel.signature());
+        signature.check_shape(name, info, grid, args.len())?;
+        for (index, (arg, expected)) in args.iter().zip(&signature.args).enumerate() {
+            let mismatch = |expected: &dyn std::fmt::Display, got: &dyn std::fmt::Display| {
+                Error::invalid(format!("argument {index} of kernel '{name}' must be {expected}, got {got}"))
+            };
+            match (arg, *expected) {
+                (RecordedArg::Buffer(range), ArgType::Buffer { dtype, .. }) => {
+                    let size = dtype.size() as u64;
+                    if !range.len_bytes().is_multiple_of(size) {
+                        return Err(mismatch(
+                            &format!("whole {dtype}"),
+                            &format!("{} bytes", range.len_bytes()),
+                        ));
+                    }
+                    let align = info.limits.offset_alignment_bytes.max(size);
+                    self.aligned(range, align, || {
+                        format!(
+                            "argument {index} of kernel '{name}' must start at a multiple of {align} bytes"
+                        )
+                    })?;
+                }
+                (RecordedArg::Scalar(scalar), ArgType::Scalar(dtype)) if scalar.dtype() == dtype => {}
+                (RecordedArg::Scalar(scalar), ArgType::Scalar(dtype)) => {
+                    return Err(mismatch(&dtype, &scalar.dtype()));
+                }
+                (RecordedArg::ScalarSlot(slot), ArgType::Scalar(dtype)) => match self.scalars[*slot] {
+                    Some(other) if other != dtype => return Err(mismatch(&dtype, &other)),
+                    _ => self.scalars[*slot] = Some(dtype),
+                },
+                (RecordedArg::Buffer(_), ArgType::Scalar(dtype)) => {
+                    return Err(mismatch(&dtype, &"a buffer"));
+                }
+                (_, ArgType::Buffer { dtype, .. }) => {
+                    return Err(mismatch(&format!("a buffer of {dtype}"), &"a scalar"));
+                }
+            }
+        }
+        let range = |arg: usize| match &args[arg] {
+            RecordedArg::Buffer(range) => Some(range),
+            _ => None,
+        };
+        signature.check_aliasing(name, |i, j| match (range(i), range(j)) {
+            (Some(a), Some(b)) => a.overlap(b),
+            _ => Overlap::None,
+        })
+    }
+
+    /// Checks a range's own offset, and notes what its slot's binding must then satisfy.
+    fn aligned(&mut self, range: &RecordedRange, align: u64, message: impl Fn() -> String) -> Result<()> {
+        let (offset, slot) = match range {
+            RecordedRange::Fixed(slice) => (slice.offset(), None),
+            RecordedRange::Slot { slot, offset, .. } => (*offset, Some(*slot)),
+        };
+        if range.len_bytes() == 0 {
+            return Ok(());
+        }
+        if !offset.is_multiple_of(align) {
+            return Err(Error::invalid(format!("{}, got {offset}", message())));
+        }
+        if let Some(slot) = slot {
+            self.alignments[slot] = self.alignments[slot].max(align);
+        }
+        Ok(())
     }
 }
 
@@ -201,7 +348,9 @@ struct Inner {
     commands: Vec<RecordedCommand>,
     /// Bytes that each binding must have at least.
     buffer_slots: Vec<u64>,
-    scalar_slots: usize,
+    checked: Checked,
+    /// Whether memory is named beside the slots, which bindings may then overlap.
+    has_fixed_ranges: bool,
     object: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -228,7 +377,7 @@ impl CommandList {
 
     /// Number of scalar slots.
     pub fn scalar_slots(&self) -> usize {
-        self.0.scalar_slots
+        self.0.checked.scalars.len()
     }
 
     /// The backend's native graph, if it is a `T`. For backends.
@@ -256,7 +405,7 @@ impl CommandList {
                 self.device()
             )));
         }
-        let expected = (self.0.buffer_slots.len(), self.0.scalar_slots);
+        let expected = (self.0.buffer_slots.len(), self.scalar_slots());
         if (buffers.len(), scalars.len()) != expected {
             return Err(Error::invalid(format!(
                 "the list has {} buffer and {} scalar slots, got {} and {}",
@@ -277,6 +426,29 @@ impl CommandList {
                     binding.len_bytes()
                 )));
             }
+            let align = self.0.checked.alignments[slot];
+            if !binding.offset().is_multiple_of(align) {
+                return Err(Error::invalid(format!(
+                    "the binding of slot {slot} must start at a multiple of {align} bytes, got {}",
+                    binding.offset()
+                )));
+            }
+        }
+        for (slot, (scalar, expected)) in scalars.iter().zip(&self.0.checked.scalars).enumerate() {
+            if let Some(expected) = expected
+                && scalar.dtype() != *expected
+            {
+                let got = scalar.dtype();
+                return Err(Error::invalid(format!("scalar slot {slot} must be {expected}, got {got}")));
+            }
+        }
+        // Distinct slots were taken for distinct memory; where bindings overlap, each command decides.
+        let overlapping = buffers
+            .iter()
+            .enumerate()
+            .any(|(i, a)| buffers[..i].iter().any(|b| a.overlaps(b) || b.overlaps(a)));
+        if !overlapping && !self.0.has_fixed_ranges {
+            return Ok(());
         }
         self.enqueue(buffers, scalars, |command| match command {
             Command::Launch { kernel, grid, args } => stream.check_launch(&kernel, grid, &args),

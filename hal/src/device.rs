@@ -206,7 +206,13 @@ impl Device {
     /// `Unsupported` for a kind that the device lacks, `DeviceLost`.
     pub fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
         let info = self.info();
-        let limit = info.limits.max_allocation_bytes.min(info.memory_bytes);
+        // Pinned memory is the host's, so the device's size does not bound it.
+        let limit = match kind {
+            MemoryKind::Pinned => info.limits.max_allocation_bytes,
+            MemoryKind::Device | MemoryKind::HostVisible => {
+                info.limits.max_allocation_bytes.min(info.memory_bytes)
+            }
+        };
         if len_bytes > limit {
             let message = format!(
                 "{len_bytes} bytes in one allocation, but the device allows {limit}; use smaller tensors or batches"

@@ -50,7 +50,8 @@ pub enum ArgType {
 pub struct Signature {
     /// Argument types in order.
     pub args: Vec<ArgType>,
-    /// Whether a written range may overlap a read one; element `i` must then depend on element `i` alone.
+    /// Whether a written range may be the very range of a read one; element `i` must then depend on element `i` alone.
+    /// Ranges that overlap in part are refused all the same.
     pub in_place: bool,
     /// Workgroups per axis that the kernel accepts; `None` leaves it to the device's limit.
     pub max_grid: Option<[u32; 3]>,
@@ -67,6 +68,34 @@ impl Signature {
     /// # Errors
     /// `InvalidArgument` that names the argument, what was expected and what came.
     pub fn check(&self, name: &str, info: &DeviceInfo, grid: [u32; 3], args: &[Arg]) -> Result<()> {
+        self.check_shape(name, info, grid, args.len())?;
+        for (index, (arg, expected)) in args.iter().zip(&self.args).enumerate() {
+            check_arg(name, info, index, arg, *expected)?;
+        }
+        let slice = |arg: usize| match &args[arg] {
+            Arg::Buffer(slice) => Some(slice),
+            Arg::Scalar(_) => None,
+        };
+        self.check_aliasing(name, |i, j| match (slice(i), slice(j)) {
+            (Some(a), Some(b)) if a.overlaps(b) => {
+                if a.range() == b.range() {
+                    Overlap::Same
+                } else {
+                    Overlap::Partial
+                }
+            }
+            _ => Overlap::None,
+        })
+    }
+
+    /// Checks the grid and the number of arguments alone.
+    pub(crate) fn check_shape(
+        &self,
+        name: &str,
+        info: &DeviceInfo,
+        grid: [u32; 3],
+        args: usize,
+    ) -> Result<()> {
         let limit = self.max_grid.unwrap_or(info.limits.max_grid);
         for axis in 0..3 {
             let limit = limit[axis].min(info.limits.max_grid[axis]);
@@ -77,31 +106,24 @@ impl Signature {
                 )));
             }
         }
-        if args.len() != self.args.len() {
-            return Err(Error::invalid(format!(
-                "kernel '{name}' takes {} arguments, got {}",
-                self.args.len(),
-                args.len()
-            )));
+        if args != self.args.len() {
+            let expected = self.args.len();
+            return Err(Error::invalid(format!("kernel '{name}' takes {expected} arguments, got {args}")));
         }
-        for (index, (arg, expected)) in args.iter().zip(&self.args).enumerate() {
-            check_arg(name, info, index, arg, *expected)?;
-        }
-        if self.in_place { Ok(()) } else { self.check_aliasing(name, args) }
+        Ok(())
     }
 
-    fn check_aliasing(&self, name: &str, args: &[Arg]) -> Result<()> {
-        for (i, written) in args.iter().enumerate() {
-            let (Arg::Buffer(written), ArgType::Buffer { access, .. }) = (written, self.args[i]) else {
-                continue;
-            };
-            if !access.writes() {
-                continue;
-            }
-            for (j, other) in args.iter().enumerate().filter(|(j, _)| *j != i) {
-                if let Arg::Buffer(other) = other
-                    && written.overlaps(other)
-                {
+    /// Refuses written arguments that share memory with others, but for whole ranges of in-place kernels.
+    pub(crate) fn check_aliasing(&self, name: &str, overlap: impl Fn(usize, usize) -> Overlap) -> Result<()> {
+        let writes = |arg: usize| matches!(self.args[arg], ArgType::Buffer { access, .. } if access.writes());
+        for i in (0..self.args.len()).filter(|&i| writes(i)) {
+            for j in (0..self.args.len()).filter(|&j| j != i) {
+                let allowed = match overlap(i, j) {
+                    Overlap::None => true,
+                    Overlap::Same => self.in_place && !writes(j),
+                    Overlap::Partial => false,
+                };
+                if !allowed {
                     return Err(Error::invalid(format!(
                         "kernel '{name}' writes argument {i}, which overlaps argument {j}; give it memory of its own"
                     )));
@@ -110,6 +132,14 @@ impl Signature {
         }
         Ok(())
     }
+}
+
+/// How two arguments share memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overlap {
+    None,
+    Same,
+    Partial,
 }
 
 fn check_arg(name: &str, info: &DeviceInfo, index: usize, arg: &Arg, expected: ArgType) -> Result<()> {

@@ -169,7 +169,10 @@ fn written_arguments_may_not_overlap_others() {
             assert_parts(&refusal("stream.launch", result), &["overlaps argument", "memory of its own"]);
         }
         let in_place = Signature { in_place: true, ..Signature::new(types) };
-        bench.stream.launch(&kernel(&bench.device, in_place), [1, 1, 1], &args).unwrap();
+        let result = bench.stream.launch(&kernel(&bench.device, in_place), [1, 1, 1], &args);
+        // In place means the very range of an argument that is only read.
+        let is_update = (a, b) == (c, d) && [first, second].contains(&Read);
+        assert_eq!(result.is_ok(), is_allowed || is_update, "in place: {case}");
     }
 }
 
@@ -350,7 +353,7 @@ fn replays_refuse_bindings_that_do_not_fit_the_slots() {
     assert_parts(&wrong(&overlapping, &[factor]), &["overlap"]);
     assert_parts(&wrong(&[src.all(), fixed.all()], &[factor]), &["overlaps argument"]);
     let unaligned = [src.all(), shared.slice(2, 32).unwrap()];
-    assert_parts(&wrong(&unaligned, &[factor]), &["byte 2", "multiples of 4"]);
+    assert_parts(&wrong(&unaligned, &[factor]), &["got 2", "multiples of 4"]);
 }
 
 #[test]
