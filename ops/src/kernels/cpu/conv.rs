@@ -24,7 +24,7 @@ use std::mem::size_of;
 use half::f16;
 
 use super::simd::{Element, Isa, Scratch, Simd, Task};
-use geometry::{Axis, AxisPhase, Correlation, share};
+use geometry::{Axis, AxisPhase, Correlation, Tap, share};
 use weight::{WeightGroup, WeightJob, WeightPlan};
 use window::{Planes, Window};
 
@@ -184,6 +184,10 @@ enum Method {
 /// Multiply-adds below which a second group costs more than it saves (about 4 us of one core).
 const MIN_GROUP_MACS: usize = 1 << 17;
 
+/// The longest row of outputs for which two images are computed side by side: it alone leaves the
+/// multiply-adds waiting for each other.
+const PAIR_PIXELS: usize = 8;
+
 /// Elements of a window, unless one row of outputs needs more: half of a small L2 cache.
 const WINDOW: usize = 1 << 16;
 
@@ -201,18 +205,17 @@ fn method_for(corr: &Correlation, lanes: usize) -> Method {
     if direct <= unfold { Method::Direct } else { Method::Unfold }
 }
 
-/// Kernel index and window offset of each tap of a pair of phases.
-fn window_taps(
-    window: &Window,
-    y_phase: &AxisPhase,
-    x_phase: &AxisPhase,
-    kernel_x: usize,
-) -> Vec<(usize, usize)> {
+/// The taps of a pair of phases, x fastest.
+fn window_taps(window: &Window, y_phase: &AxisPhase, x_phase: &AxisPhase, kernel_x: usize) -> Vec<Tap> {
     let mut taps = Vec::with_capacity(y_phase.taps.len() * x_phase.taps.len());
     for y in &y_phase.taps {
         for x in &x_phase.taps {
             let row = (y.offset - y_phase.low) as usize * window.row;
-            taps.push((y.index * kernel_x + x.index, row + window.column(x.offset)));
+            taps.push(Tap {
+                index: y.index * kernel_x + x.index,
+                window: row + window.column(x.offset),
+                x: x.offset,
+            });
         }
     }
     taps
@@ -345,9 +348,12 @@ struct CorrelationPlan {
     method: Method,
     window: Window,
     /// Taps of every pair of phases, x fastest.
-    taps: Vec<Vec<(usize, usize)>>,
+    taps: Vec<Vec<Tap>>,
     band_rows: usize,
     bands: usize,
+    /// Images that an item has side by side, and such blocks of the batch.
+    block_images: usize,
+    blocks: usize,
     items: usize,
     item_parts: usize,
     plane_parts: usize,
@@ -366,16 +372,19 @@ struct CorrelationJob<'a, T> {
     relu: bool,
 }
 
-/// One band of rows of one image and one pair of phases.
+/// One band of rows of a block of images and one pair of phases.
 struct Item<'a> {
     window: &'a Window,
+    images: usize,
+    /// Window elements from one image to the next.
+    image_window: usize,
     y_phase: &'a AxisPhase,
     x_phase: &'a AxisPhase,
-    taps: &'a [(usize, usize)],
-    /// First output plane of the tensor, and how many.
+    taps: &'a [Tap],
+    /// First output plane of the first image, counted in the tensor, and how many.
     plane: usize,
     planes: usize,
-    /// First output plane of the image.
+    /// First output plane, counted in its image.
     bias_at: usize,
     /// Rows of the phase.
     row0: usize,
@@ -383,14 +392,15 @@ struct Item<'a> {
 }
 
 impl Item<'_> {
-    /// The start of the item's output plane `plane`.
+    /// The start of the item's output plane `plane` in its image `image`.
     ///
     /// # Safety
     /// `out` is the whole output tensor.
     #[inline(always)]
-    unsafe fn out_at<T>(&self, out: *mut T, corr: &Correlation, plane: usize) -> *mut T {
+    unsafe fn out_at<T>(&self, out: *mut T, corr: &Correlation, image: usize, plane: usize) -> *mut T {
+        let image = image * corr.channel_groups * corr.out_planes;
         // SAFETY: the plane is one of the item's, inside the tensor.
-        unsafe { out.add((self.plane + plane) * corr.out_plane()) }
+        unsafe { out.add((self.plane + image + plane) * corr.out_plane()) }
     }
 }
 
@@ -410,7 +420,11 @@ impl CorrelationPlan {
         let fitting = (WINDOW / per_row.max(1)).clamp(1, rows.max(1));
         let band_rows = fitting.min(share(rows, wanted.div_ceil(images.max(1))));
         let bands = rows.div_ceil(band_rows);
-        let items = images * bands;
+        let longest = corr.x.phases.iter().map(|phase| phase.len).max().unwrap_or(0);
+        let short = bands == 1 && longest <= PAIR_PIXELS && 2 * rows * longest <= direct::TILE_PIXELS;
+        let block_images = if method == Method::Direct && short { 2 } else { 1 };
+        let blocks = corr.batch.div_ceil(block_images);
+        let items = blocks * corr.channel_groups * corr.y.phases.len() * bands;
         let item_parts = items.min(wanted);
         let vectors = corr.out_planes.div_ceil(lanes);
         let plane_parts = wanted.div_ceil(item_parts.max(1)).min(vectors).max(1);
@@ -426,6 +440,8 @@ impl CorrelationPlan {
             taps,
             band_rows,
             bands,
+            block_images,
+            blocks,
             items: if corr.out_plane() == 0 { 0 } else { items },
             item_parts,
             plane_parts,
@@ -440,7 +456,7 @@ impl CorrelationPlan {
 
     fn scratch_bytes(&self, lanes: usize) -> usize {
         let planes = self.part_planes.min(self.corr.out_planes);
-        let window = Scratch::bytes_for(self.window.len(self.corr.src_planes));
+        let window = Scratch::bytes_for(self.window.len(self.corr.src_planes) * self.block_images);
         let rest: usize = match self.method {
             Method::Direct => {
                 direct::scratch_len(&self.corr, lanes, planes).into_iter().map(Scratch::bytes_for).sum()
@@ -474,7 +490,8 @@ impl<T: Element> Task for CorrelationGroup<'_, T> {
         let part = group / plan.plane_parts;
         let items = part * plan.items / plan.item_parts..(part + 1) * plan.items / plan.item_parts;
         let most = plan.part_planes.min(corr.out_planes);
-        let window = scratch.take(plan.window.len(corr.src_planes)).as_mut_ptr();
+        let image_window = plan.window.len(corr.src_planes);
+        let window = scratch.take(image_window * plan.block_images).as_mut_ptr();
         let [packed, tile, wide] = match plan.method {
             Method::Direct => {
                 let (packed, tile) = direct::take(&mut scratch, corr, S::LANES, most);
@@ -484,9 +501,10 @@ impl<T: Element> Task for CorrelationGroup<'_, T> {
         };
         let mut packed_for = None;
         for index in items {
-            // Items are ordered so that the weights change seldom: group of channels, phase, image, band.
-            let (image_index, band) = (index / plan.bands, index % plan.bands);
-            let (set, image) = (image_index / corr.batch, image_index % corr.batch);
+            // Items are ordered so that the weights change seldom: group of channels, phase, images, band.
+            let (block, band) = (index / plan.bands, index % plan.bands);
+            let (set, image) = (block / plan.blocks, block % plan.blocks * plan.block_images);
+            let images = plan.block_images.min(corr.batch - image);
             let (channels, y) = (set / corr.y.phases.len(), set % corr.y.phases.len());
             let y_phase = &corr.y.phases[y];
             let row0 = band * plan.band_rows;
@@ -517,18 +535,24 @@ impl<T: Element> Task for CorrelationGroup<'_, T> {
                     }
                 }
                 let set_plane = image * corr.channel_groups + channels;
-                let src = Planes {
-                    src: job.src.add(set_plane * corr.src_planes * corr.src_plane()),
-                    count: corr.src_planes,
-                    height: corr.y.src,
-                    width: corr.x.src,
-                };
                 let first_row = (row0 * corr.y.step) as isize + y_phase.low;
-                plan.window.fill::<S, T>(window, src, first_row, corr.y.span(y_phase, rows));
+                for image in 0..images {
+                    let plane = (set_plane + image * corr.channel_groups) * corr.src_planes;
+                    let src = Planes {
+                        src: job.src.add(plane * corr.src_plane()),
+                        count: corr.src_planes,
+                        height: corr.y.src,
+                        width: corr.x.src,
+                    };
+                    let to = window.add(image * image_window);
+                    plan.window.fill::<S, T>(to, src, first_row, corr.y.span(y_phase, rows));
+                }
                 let mut weights = packed.cast_const();
                 for (x, x_phase) in corr.x.phases.iter().enumerate() {
                     let item = Item {
                         window: &plan.window,
+                        images,
+                        image_window,
                         y_phase,
                         x_phase,
                         taps: pair(x),

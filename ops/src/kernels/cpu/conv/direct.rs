@@ -2,16 +2,17 @@
 //! weights, with nothing unfolded, and the finished tile is transposed into its planes.
 //!
 //! For many channels. A tile of `R` rows by `M` pixels by `V` vectors of channels stays in registers over
-//! all source planes and taps.
+//! all source planes and taps. Taps that read padding are left out: whole rows of them, and the first or
+//! last pixel of a row, which is a third of the work for a 4 x 4 image.
 
 use std::array::from_fn;
 
-use super::geometry::Correlation;
+use super::geometry::{Correlation, Tap};
 use super::{CorrelationJob, Item};
 use crate::kernels::cpu::simd::{Element, Scratch, Simd, Task};
 
 /// Pixels that are collected before they are transposed, unless one row has more.
-const TILE_PIXELS: usize = 256;
+pub(super) const TILE_PIXELS: usize = 256;
 
 /// The widest row of pixels in a register tile.
 const MAX_PIXELS: usize = 14;
@@ -33,14 +34,14 @@ pub(super) fn scratch_len(corr: &Correlation, lanes: usize, planes: usize) -> [u
 pub(super) unsafe fn pack_weights<S: Simd, T: Element>(
     corr: &Correlation,
     weights: *const T,
-    taps: &[(usize, usize)],
+    taps: &[Tap],
     first: usize,
     planes: usize,
     dst: *mut f32,
 ) {
     let count = taps.len();
     let depth = count * corr.src_planes;
-    let whole = count == corr.kernel && taps.iter().enumerate().all(|(t, tap)| tap.0 == t);
+    let whole = count == corr.kernel && taps.iter().enumerate().all(|(t, tap)| tap.index == t);
     if !planes.is_multiple_of(S::LANES) {
         // SAFETY: the caller has room for whole vectors of planes.
         unsafe { std::ptr::write_bytes(dst, 0, planes.next_multiple_of(S::LANES) * depth) };
@@ -67,9 +68,9 @@ pub(super) unsafe fn pack_weights<S: Simd, T: Element>(
                     }
                 } else {
                     for plane in 0..corr.src_planes {
-                        for (t, &(index, _)) in taps.iter().enumerate() {
+                        for (t, tap) in taps.iter().enumerate() {
                             for row in 0..rows {
-                                let value = *src.add(row * corr.w_out + plane * corr.w_src + index);
+                                let value = *src.add(row * corr.w_out + plane * corr.w_src + tap.index);
                                 *dst.add((plane * count + t) * width + row) = value.to_f32();
                             }
                         }
@@ -94,39 +95,61 @@ pub(super) unsafe fn run<S: Simd, T: Element>(
 ) {
     let corr = job.corr;
     let len = item.x_phase.len;
-    let depth = item.taps.len() * corr.src_planes;
-    let offsets = item.taps;
-    let chunk_rows = (TILE_PIXELS / len).max(1);
+    let taps_x = item.x_phase.taps.len();
+    let plane_taps = item.taps.len();
+    let chunk_rows = (TILE_PIXELS / (len * item.images)).max(1);
+    let row_window = corr.y.step * item.window.row;
     for block in (0..item.planes).step_by(2 * S::LANES) {
         let width = (item.planes - block).next_multiple_of(S::LANES).min(2 * S::LANES);
         let vectors = width / S::LANES;
-        let most = (S::ACCUMULATORS / vectors).clamp(1, MAX_PIXELS);
+        let most = (S::ACCUMULATORS / (vectors * item.images)).clamp(1, MAX_PIXELS);
         let pixels = len.div_ceil(len.div_ceil(most));
         let pair = 2 * pixels * vectors <= S::ACCUMULATORS;
         for row0 in (0..item.rows).step_by(chunk_rows) {
             let rows = chunk_rows.min(item.rows - row0);
-            // SAFETY: rows and columns are inside the item, so their taps are inside the window, and the
-            // tile buffer holds a chunk of rows.
-            unsafe {
-                let mut row = 0;
-                while row < rows {
-                    let tall = if pair && row + 2 <= rows { 2 } else { 1 };
-                    for q in (0..len).step_by(pixels) {
+            let image_pixels = rows * len;
+            let mut row = 0;
+            while row < rows {
+                let inside = |row: usize| corr.y.inside(item.y_phase, item.row0 + row0 + row);
+                let range = inside(row);
+                // Two images, or two rows with the same taps, keep enough multiply-adds in flight.
+                let next_row = item.images == 1 && pair && row + 1 < rows && inside(row + 1) == range;
+                let (tall, window_step, dst_step) = if next_row {
+                    (2, row_window, len)
+                } else {
+                    (item.images, item.image_window, image_pixels)
+                };
+                for q in (0..len).step_by(pixels) {
+                    let count = pixels.min(len - q);
+                    let last = (q + count - 1) * corr.x.step;
+                    // SAFETY: rows and columns are inside the item, so their taps are inside the window,
+                    // and the tile buffer holds a chunk of rows of every image.
+                    unsafe {
                         let args = TileArgs {
-                            window: window.add((row0 + row) * corr.y.step * item.window.row + q),
+                            window: window.add((row0 + row) * row_window + q),
                             plane: item.window.plane,
-                            row: corr.y.step * item.window.row,
+                            row: window_step,
                             src_planes: corr.src_planes,
-                            taps: offsets,
-                            weights: packed.add(block * depth),
+                            taps: &item.taps[range.start * taps_x..range.end * taps_x],
+                            x_first: -((q * corr.x.step) as isize),
+                            x_last: corr.x.src as isize - 1 - last as isize,
+                            weights: packed
+                                .add(block * plane_taps * corr.src_planes + range.start * taps_x * width),
+                            weights_plane: plane_taps * width,
                             dst: tile.add((row * len + q) * width),
-                            dst_row: len * width,
+                            dst_row: dst_step * width,
                         };
-                        multiply::<S>(tall, pixels.min(len - q), vectors, &args);
+                        multiply::<S>(tall, count, vectors, &args);
                     }
-                    row += tall;
                 }
-                flush::<S, T>(job, item, tile, block, width, row0, rows);
+                row += if next_row { 2 } else { 1 };
+            }
+            for image in 0..item.images {
+                // SAFETY: the tile buffer holds the finished chunk of every image.
+                unsafe {
+                    let tile = tile.add(image * image_pixels * width);
+                    flush::<S, T>(job, item, image, tile, block, width, row0, rows);
+                }
             }
         }
     }
@@ -137,6 +160,7 @@ pub(super) unsafe fn run<S: Simd, T: Element>(
 unsafe fn flush<S: Simd, T: Element>(
     job: &CorrelationJob<T>,
     item: &Item<'_>,
+    image: usize,
     tile: *mut f32,
     block: usize,
     width: usize,
@@ -164,7 +188,7 @@ unsafe fn flush<S: Simd, T: Element>(
                 }
             }
         }
-        let out = item.out_at(job.out, corr, block);
+        let out = item.out_at(job.out, corr, image, block);
         let contiguous = corr.x.out_stride == 1 && corr.y.out_stride == 1;
         for vector in (0..planes).step_by(S::LANES) {
             let count = S::LANES.min(planes - vector);
@@ -197,11 +221,16 @@ struct TileArgs<'a> {
     /// The window at source plane 0, the tile's first row and pixel.
     window: *const f32,
     plane: usize,
+    /// Elements from one row of the tile to the next.
     row: usize,
     src_planes: usize,
-    /// Kernel index (used when packing) and window offset of each tap.
-    taps: &'a [(usize, usize)],
+    taps: &'a [Tap],
+    /// The first pixel reads padding for taps below, the last pixel for taps above these offsets.
+    x_first: isize,
+    x_last: isize,
+    /// Weights of the first tap, and elements from one source plane to the next.
     weights: *const f32,
+    weights_plane: usize,
     dst: *mut f32,
     dst_row: usize,
 }
@@ -275,29 +304,55 @@ impl<const R: usize, const M: usize, const V: usize> Task for Tile<'_, R, M, V> 
         unsafe {
             let mut acc = [[[S::splat(0.0); V]; M]; R];
             let mut plane = args.window;
-            let mut weights = args.weights;
+            let mut plane_weights = args.weights;
             for _ in 0..args.src_planes {
-                for &(_, offset) in args.taps {
-                    let w: [S::V; V] = from_fn(|v| S::load(weights.add(v * S::LANES)));
-                    let x = plane.add(offset);
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = x.add(r * args.row);
-                        for (m, acc) in acc.iter_mut().enumerate() {
-                            let x = S::splat(*x.add(m));
-                            for v in 0..V {
-                                acc[v] = S::mul_add(x, w[v], acc[v]);
-                            }
-                        }
+                let mut weights = plane_weights;
+                for tap in args.taps {
+                    let x = plane.add(tap.window);
+                    let (first, last) = (tap.x < args.x_first, tap.x > args.x_last);
+                    // Three copies of the same step, since the pixels must be known when compiling.
+                    if !first && !last {
+                        step::<S, R, M, V>(&mut acc, x, args.row, weights, 0, M);
+                    } else if first && M > 1 {
+                        step::<S, R, M, V>(&mut acc, x, args.row, weights, 1, M);
+                    } else if M > 1 {
+                        step::<S, R, M, V>(&mut acc, x, args.row, weights, 0, M - 1);
                     }
                     weights = weights.add(V * S::LANES);
                 }
                 plane = plane.add(args.plane);
+                plane_weights = plane_weights.add(args.weights_plane);
             }
             for (r, acc) in acc.iter().enumerate() {
                 for (m, acc) in acc.iter().enumerate() {
                     for (v, &acc) in acc.iter().enumerate() {
                         S::store(args.dst.add(r * args.dst_row + (m * V + v) * S::LANES), acc);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Adds one tap of one source plane to pixels `first..end` of a tile.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const M: usize, const V: usize>(
+    acc: &mut [[[S::V; V]; M]; R],
+    x: *const f32,
+    row: usize,
+    weights: *const f32,
+    first: usize,
+    end: usize,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let w: [S::V; V] = from_fn(|v| S::load(weights.add(v * S::LANES)));
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = x.add(r * row);
+            for m in first..end {
+                let x = S::splat(*x.add(m));
+                for v in 0..V {
+                    acc[m][v] = S::mul_add(x, w[v], acc[m][v]);
                 }
             }
         }

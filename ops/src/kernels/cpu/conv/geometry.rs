@@ -40,6 +40,17 @@ pub(super) struct AxisTap {
     pub(super) offset: isize,
 }
 
+/// One kernel element of a pair of phases.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tap {
+    /// Its index in the kernel.
+    pub(super) index: usize,
+    /// Where it reads in a window, relative to the output's row and column.
+    pub(super) window: usize,
+    /// Where it reads along x in the source, relative to `output * step`.
+    pub(super) x: isize,
+}
+
 impl AxisPhase {
     fn new(start: usize, len: usize, taps: Vec<AxisTap>) -> Self {
         let low = taps.iter().map(|tap| tap.offset).min().unwrap_or(0);
@@ -86,6 +97,18 @@ impl Axis {
             })
             .collect();
         Self { src: out, step: 1, out: src, out_stride: stride, phases }
+    }
+
+    /// The taps that read inside the source for output `at` of a phase, which follow one another since
+    /// offsets rise or fall with the kernel index.
+    pub(super) fn inside(&self, phase: &AxisPhase, at: usize) -> std::ops::Range<usize> {
+        let reads = |tap: &AxisTap| {
+            let source = (at * self.step) as isize + tap.offset;
+            source >= 0 && source < self.src as isize
+        };
+        let first = phase.taps.iter().position(reads).unwrap_or(0);
+        let end = phase.taps.iter().rposition(reads).map_or(first, |last| last + 1);
+        first..end
     }
 
     /// Source elements that `len` neighbouring outputs of a phase span.

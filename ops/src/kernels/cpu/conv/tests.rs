@@ -216,6 +216,8 @@ fn specs() -> Vec<ConvSpec> {
         same(2, 3, 0, [5, 5], 3),
         same(1, 2, 19, [37, 41], 3),
         same(1, 40, 24, [9, 50], 3),
+        same(3, 40, 20, [4, 4], 3),
+        same(3, 40, 33, [8, 7], 3),
     ];
     // One dimension, one row.
     specs.push(ConvSpec { kernel: [1, 5], pad_low: [0, 2], pad_high: [0, 2], ..same(2, 3, 20, [1, 31], 1) });
@@ -239,7 +241,13 @@ fn specs() -> Vec<ConvSpec> {
     specs.push(ConvSpec { pad_low: [2, 2], pad_high: [2, 2], ..same(2, 2, 3, [2, 2], 5) });
     specs.push(ConvSpec { pad_low: [0, 0], pad_high: [0, 0], ..same(2, 2, 3, [2, 2], 5) });
     specs.push(ConvSpec { stride: [4, 5], ..same(2, 20, 18, [13, 17], 1) });
-    // Padding wider than the kernel.
+    // Padding wider than the kernel, and so wide that a row of outputs reads nothing else.
+    specs.push(ConvSpec {
+        stride: [30, 400],
+        pad_low: [20, 300],
+        pad_high: [0, 0],
+        ..same(1, 2, 18, [3, 3], 1)
+    });
     specs.push(ConvSpec { pad_low: [4, 3], pad_high: [5, 4], ..same(1, 2, 18, [3, 3], 2) });
     specs
 }
@@ -272,7 +280,7 @@ fn all_three_operations_agree_with_f64_for_f64() {
 #[test]
 fn bias_and_relu_apply_to_the_forward_pass_alone() {
     for isa in available() {
-        for (c, o) in [(1, 5), (9, 37)] {
+        for (c, o) in [(1, 5), (9, 5), (9, 37), (40, 37)] {
             for (bias, relu) in [(true, false), (false, true), (true, true)] {
                 let spec = ConvSpec { bias, relu, ..ConvSpec::same(3, c, o, [7, 9], 3) };
                 check::<f32>(isa, &spec, 2);

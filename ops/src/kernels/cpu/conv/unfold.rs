@@ -1,7 +1,7 @@
 //! Convolution with pixels in the lanes: the window is unfolded into a matrix of taps by pixels, which
 //! the weights multiply from the left. For few channels, on either side.
 
-use super::geometry::Correlation;
+use super::geometry::{Correlation, Tap};
 use super::window::Window;
 use super::{CorrelationJob, Item};
 use crate::kernels::cpu::gemm::micro::{MicroArgs, multiply};
@@ -31,7 +31,7 @@ pub(super) fn scratch_len(corr: &Correlation, planes: usize, rows: usize) -> [us
 pub(super) unsafe fn pack_weights<T: Element>(
     corr: &Correlation,
     weights: *const T,
-    taps: &[(usize, usize)],
+    taps: &[Tap],
     first: usize,
     planes: usize,
     dst: *mut f32,
@@ -39,11 +39,11 @@ pub(super) unsafe fn pack_weights<T: Element>(
     let mut to = dst;
     for plane in first..first + planes {
         for src in 0..corr.src_planes {
-            for &(index, _) in taps {
+            for tap in taps {
                 // SAFETY: the index is inside the weights of this group of channels, and `to` inside the
                 // packed copy.
                 unsafe {
-                    *to = (*weights.add(plane * corr.w_out + src * corr.w_src + index)).to_f32();
+                    *to = (*weights.add(plane * corr.w_out + src * corr.w_src + tap.index)).to_f32();
                     to = to.add(1);
                 }
             }
@@ -60,7 +60,7 @@ pub(super) unsafe fn unfold<S: Simd>(
     window: &Window,
     src: *const f32,
     src_planes: usize,
-    taps: &[(usize, usize)],
+    taps: &[Tap],
     row_step: usize,
     rows: usize,
     len: usize,
@@ -71,8 +71,8 @@ pub(super) unsafe fn unfold<S: Simd>(
     // the spare room at the end; the window has room to read a vector past its last row as well.
     unsafe {
         for plane in 0..src_planes {
-            for &(_, offset) in taps {
-                let mut from = src.add(plane * window.plane + offset);
+            for tap in taps {
+                let mut from = src.add(plane * window.plane + tap.window);
                 for _ in 0..rows {
                     let mut q = 0;
                     while q < len {
@@ -116,7 +116,7 @@ pub(super) unsafe fn run<S: Simd, T: Element>(
         unsafe {
             let src = window.add(row0 * step * item.window.row);
             unfold::<S>(item.window, src, corr.src_planes, item.taps, step, rows, len, matrix);
-            let out = item.out_at(job.out, corr, 0);
+            let out = item.out_at(job.out, corr, 0, 0);
             let (dst, dst_row) = if in_place {
                 (out.cast::<f32>().add((item.row0 + row0) * len), out_plane)
             } else {
@@ -176,7 +176,7 @@ unsafe fn scatter<T: Element>(
         // SAFETY: the chunk is inside the item, whose outputs the caller owns; the bias has a value for
         // every output plane.
         unsafe {
-            let out = item.out_at(job.out, corr, plane);
+            let out = item.out_at(job.out, corr, 0, plane);
             let bias = if job.bias.is_null() { 0.0 } else { (*job.bias.add(item.bias_at + plane)).to_f32() };
             for row in 0..rows {
                 let y = item.y_phase.start + (item.row0 + row0 + row) * corr.y.out_stride;

@@ -10,7 +10,7 @@
 
 use std::array::from_fn;
 
-use super::geometry::{Correlation, share};
+use super::geometry::{Correlation, Tap, share};
 use super::unfold::unfold;
 use super::window::{Planes, Window};
 use super::{Method, method_for};
@@ -41,7 +41,7 @@ pub(super) struct WeightPlan {
     lanes: usize,
     window: Window,
     /// Taps of one source plane, and window offsets of all source planes' taps.
-    taps: Vec<(usize, usize)>,
+    taps: Vec<Tap>,
     offsets: Vec<usize>,
     band_rows: usize,
     bands: usize,
@@ -86,7 +86,7 @@ impl WeightPlan {
         let window = Window::new(x, y.span(y_phase, band_rows));
         let taps = super::window_taps(&window, y_phase, x_phase, corr.kernel_x);
         let offsets = (0..corr.src_planes)
-            .flat_map(|plane| taps.iter().map(move |tap| plane * window.plane + tap.1))
+            .flat_map(|plane| taps.iter().map(move |tap| plane * window.plane + tap.window))
             .collect();
         let reduce_blocks = (REDUCE_ELEMENTS / (slices * lanes * lanes)).max(1);
         Self {

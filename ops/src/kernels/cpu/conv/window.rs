@@ -61,55 +61,86 @@ impl Window {
         first: isize,
         rows: usize,
     ) {
-        let left = (-self.low).max(0) as usize;
+        let left = ((-self.low).max(0) as usize).min(self.row);
         let skip = self.low.max(0) as usize;
         let copied = if self.step == 1 {
             planes.width.saturating_sub(skip).min(self.row.saturating_sub(left))
         } else {
             0
         };
+        // The rows that are there: `top..bottom`.
+        let top = ((-first).max(0) as usize).min(rows);
+        let bottom = (planes.height as isize - first).clamp(top as isize, rows as isize) as usize;
+        let short = self.step == 1 && self.row + left <= S::LANES;
         // SAFETY: rows are written in order, so what a vector writes past its row is overwritten or lies
         // in the spare room at the end; only source elements inside the plane are read.
         unsafe {
-            let zero = S::splat(0.0);
             for plane in 0..planes.count {
                 let src = planes.src.add(plane * planes.height * planes.width);
-                for row in 0..rows {
-                    let to = dst.add(plane * self.plane + row * self.row);
-                    for j in (0..self.row).step_by(S::LANES) {
-                        S::store(to.add(j), zero);
+                let from = src.wrapping_offset((first + top as isize) * planes.width as isize);
+                let mut from = from.wrapping_add(skip);
+                let mut to = dst.add(plane * self.plane);
+                if short {
+                    // One vector holds a row, the padding behind it, and that before the next row.
+                    S::store(to, S::splat(0.0));
+                    for row in 0..rows {
+                        let there = row >= top && row < bottom;
+                        let v = if there { T::load_first::<S>(from, copied) } else { S::splat(0.0) };
+                        S::store(to.add(left), v);
+                        to = to.add(self.row);
+                        from = from.wrapping_add(if there { planes.width } else { 0 });
                     }
-                    let at = first + row as isize;
-                    if at < 0 || at >= planes.height as isize {
-                        continue;
-                    }
-                    let from = src.add(at as usize * planes.width);
+                    continue;
+                }
+                clear::<S>(to, 0, top * self.row);
+                to = to.add(top * self.row);
+                for _ in top..bottom {
                     if self.step == 1 {
-                        let (to, from) = (to.add(left), from.add(skip));
+                        clear::<S>(to, 0, left);
                         let mut j = 0;
                         while j + S::LANES <= copied {
-                            S::store(to.add(j), T::load::<S>(from.add(j)));
+                            S::store(to.add(left + j), T::load::<S>(from.add(j)));
                             j += S::LANES;
                         }
                         if j < copied {
-                            S::store_first(
-                                to.add(j),
-                                T::load_first::<S>(from.add(j), copied - j),
-                                copied - j,
-                            );
+                            S::store(to.add(left + j), T::load_first::<S>(from.add(j), copied - j));
+                            j += S::LANES;
                         }
+                        clear::<S>(to, left + j, self.row);
                     } else {
+                        clear::<S>(to, 0, self.row);
                         for residue in 0..self.step {
                             for column in 0..self.residue {
                                 let x = self.low + (column * self.step + residue) as isize;
                                 if x >= 0 && x < planes.width as isize {
-                                    let value = (*from.offset(x)).to_f32();
+                                    let value = (*from.wrapping_sub(skip).offset(x)).to_f32();
                                     *to.add(residue * self.residue + column) = value;
                                 }
                             }
                         }
                     }
+                    to = to.add(self.row);
+                    from = from.wrapping_add(planes.width);
                 }
+                clear::<S>(to, 0, (rows - bottom) * self.row);
+            }
+        }
+    }
+}
+
+/// Clears elements `first..end`, and up to a vector behind them.
+#[inline(always)]
+unsafe fn clear<S: Simd>(to: *mut f32, first: usize, end: usize) {
+    if first < end {
+        // SAFETY: the caller has room for a vector past `end`.
+        unsafe {
+            // The first vector stands alone: a loop would become a call of memset, far too much for the
+            // short rows of small images.
+            S::store(to.add(first), S::splat(0.0));
+            let mut j = first + S::LANES;
+            while j < end {
+                S::store(to.add(j), S::splat(0.0));
+                j += S::LANES;
             }
         }
     }
