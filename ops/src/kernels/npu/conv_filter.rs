@@ -21,14 +21,17 @@ const L0B_FLAG: i32 = 2;
 
 /// How the gradient is cut.
 struct Tiling {
+    /// Elements of a block.
+    lanes: usize,
     /// Output channels of a tile.
     m: usize,
     channel_blocks: usize,
     /// Channel blocks of a tile.
     chunk: usize,
-    /// Taps of a region, and regions of a channel block.
+    /// Taps of a region, regions of a channel block, and those of them that a tile has.
     region_taps: usize,
     regions: usize,
+    tile_regions: usize,
     /// Bytes of a region in L0C.
     region_bytes: usize,
     /// Rows of the output in a strip.
@@ -53,10 +56,9 @@ impl Tiling {
             m = (m / 2).next_multiple_of(TILE);
         }
         let region_bytes = m * columns * 4;
-        let most = ON_CHIP.l0c / (regions * region_bytes);
-        if most == 0 {
-            return Err(Unservable::new(format!("a filter of {taps} taps does not fit in the npu's L0C")));
-        }
+        let tile_regions = regions.min(ON_CHIP.l0c / region_bytes);
+        // Only tiles with all of a channel block's regions have more than one channel block.
+        let most = if tile_regions == regions { ON_CHIP.l0c / (regions * region_bytes) } else { 1 };
         let src_rows = |rows: usize| {
             let (kernel, stride, dilation) = (planes.kernel[0], planes.stride[0], planes.dilation[0]);
             source_rows(planes.input[0], rows, kernel, stride, dilation, 1)
@@ -78,7 +80,19 @@ impl Tiling {
         let fits = (ON_CHIP.l0a / (2 * m * size)).min(ON_CHIP.l0b / (2 * columns * size)) / TILE * TILE;
         let step = k.min(fits).min((rows * planes.output[1]).next_multiple_of(TILE)).max(TILE);
         let image_bytes = image_bytes(chunk, rows);
-        Ok(Self { m, channel_blocks, chunk, region_taps, regions, region_bytes, rows, image_bytes, step })
+        Ok(Self {
+            lanes,
+            m,
+            channel_blocks,
+            chunk,
+            region_taps,
+            regions,
+            tile_regions,
+            region_bytes,
+            rows,
+            image_bytes,
+            step,
+        })
     }
 }
 
@@ -102,7 +116,8 @@ pub(super) fn launch(
     let out = e.buffer(in_cube.out, in_cube.out_dtype, Access::Write);
 
     let (m_tiles, c_tiles) = (out_channels.div_ceil(tiling.m), tiling.channel_blocks.div_ceil(tiling.chunk));
-    let tiles = groups * m_tiles * c_tiles;
+    let r_tiles = tiling.regions.div_ceil(tiling.tile_regions);
+    let tiles = groups * m_tiles * c_tiles * r_tiles;
     let blocks = blocks(request, tiles);
     // Without pixels or images there is nothing to add up.
     let is_empty = planes.input.contains(&0) || planes.output.contains(&0);
@@ -113,14 +128,17 @@ pub(super) fn launch(
     let first: Operand = if blocks == 1 { Operand::ZERO } else { e.k.block_index().into() };
     let end = e.k.value(tiles as i64);
     e.repeat(first, end, imm(blocks as usize), |e, tile| {
-        let (c_tile, rest) = (e.k.rem(tile, imm(c_tiles)), e.k.div(tile, imm(c_tiles)));
+        let (r_tile, rest) = (e.k.rem(tile, imm(r_tiles)), e.k.div(tile, imm(r_tiles)));
+        let (c_tile, rest) = (e.k.rem(rest, imm(c_tiles)), e.k.div(rest, imm(c_tiles)));
         let (m_tile, group) = (e.k.rem(rest, imm(m_tiles)), e.k.div(rest, imm(m_tiles)));
         let (m0, m) = piece(e, m_tile, tiling.m, out_channels);
         let (block, count) = piece(e, c_tile, tiling.chunk, tiling.channel_blocks);
+        let regions = piece(e, r_tile, tiling.tile_regions, tiling.regions);
+        let of_tile = Regions { blocks: count, first: regions.0, count: regions.1, taps };
 
         e.k.wait(Pipe::Fix, Pipe::M, 0);
-        each_region(e, &tiling, count, taps, |e, region| {
-            cube::clear(e, region.at, [m, imm(region.taps * lanes)]);
+        each_region(e, &tiling, &of_tile, |e, region| {
+            cube::clear(e, region.at, [m, region.columns]);
         });
         let strips_of_all = e.k.value((images * strips) as i64);
         e.repeat(0, strips_of_all, 1, |e, number| {
@@ -167,7 +185,7 @@ pub(super) fn launch(
                 let src = e.k.add(grad_at, before);
                 e.k.push(Inst::LoadA { dtype, transpose: false, dst: a, src, m, k, pitch: imm(tiling.m) });
                 e.k.sync(Pipe::Mte1, Pipe::M, left_half.id());
-                each_region(e, &tiling, count, taps, |e, region| {
+                each_region(e, &tiling, &of_tile, |e, region| {
                     let b = right_half.at(e, 0, ON_CHIP.l0b / 2);
                     let flag = e.k.add(right_half.id(), L0B_FLAG);
                     e.k.wait(Pipe::M, Pipe::Mte1, flag);
@@ -180,10 +198,10 @@ pub(super) fn launch(
                         position,
                         positions: k,
                         block: region.column_block,
-                        blocks: imm(region.taps),
+                        blocks: region.taps,
                     });
                     e.k.sync(Pipe::Mte1, Pipe::M, flag);
-                    cube::multiply(e, dtype, [region.at, a, b], [m, k, imm(region.taps * lanes)]);
+                    cube::multiply(e, dtype, [region.at, a, b], [m, k, region.columns]);
                     e.k.set(Pipe::M, Pipe::Mte1, flag);
                     right_half.flip(e);
                 });
@@ -194,21 +212,26 @@ pub(super) fn launch(
             load.flip(e);
         });
         e.k.sync(Pipe::M, Pipe::Fix, 0);
-        each_region(e, &tiling, count, taps, |e, region| {
+        each_region(e, &tiling, &of_tile, |e, region| {
             let out_size = out_dtype.size() as i64;
             let (channel, row) = (taps as i64 * out_size, (in_channels * taps) as i64 * out_size);
             let number = e.k.add(block, region.block);
             let before = e.k.mul(number, imm(lanes));
             let left = e.k.sub(imm(in_channels), before);
             let valid = e.k.min(left, imm(lanes));
-            let terms = [(group, out_channels as i64 * row), (m0, row), (before, channel)];
-            let dst = e.address(out, region.first_tap as i64 * out_size, &terms);
+            let terms = [
+                (group, out_channels as i64 * row),
+                (m0, row),
+                (before, channel),
+                (region.first_tap, out_size),
+            ];
+            let dst = e.address(out, 0, &terms);
             let (row, channel) = (e.k.value(row), e.k.value(channel));
             let cols = Lines {
                 group: imm(lanes),
                 valid,
                 group_stride: Operand::Imm(out_size as i32),
-                ..Lines::new(imm(region.taps * lanes), channel)
+                ..Lines::new(region.columns, channel)
             };
             cube::store(e, out_dtype, in_cube.relu, (dst, region.at), (Lines::new(m, row), cols));
         });
@@ -218,37 +241,46 @@ pub(super) fn launch(
     e.launch(blocks, false)
 }
 
+/// The regions of a tile.
+struct Regions {
+    /// Channel blocks.
+    blocks: Operand,
+    /// Regions of each channel block.
+    first: Operand,
+    count: Operand,
+    /// Taps of a channel block.
+    taps: usize,
+}
+
 /// Some taps of a channel block, whose accumulators lie together.
 struct Region {
     /// The channel block within the tile.
     block: Operand,
-    first_tap: usize,
-    taps: usize,
+    first_tap: Operand,
+    taps: Operand,
+    /// Columns of the product.
+    columns: Operand,
     /// First column block of the column matrix of the tile.
     column_block: Operand,
     /// Address in L0C.
     at: Operand,
 }
 
-/// Runs `body` for each region of `count` channel blocks.
-fn each_region(
-    e: &mut Emitter,
-    tiling: &Tiling,
-    count: Operand,
-    taps: usize,
-    mut body: impl FnMut(&mut Emitter, Region),
-) {
-    e.repeat(0, count, 1, |e, block| {
-        for number in 0..tiling.regions {
-            e.scope(|e| {
-                let first_tap = number * tiling.region_taps;
-                let before = e.k.mul(block, imm(taps));
-                let column_block = e.k.add(before, imm(first_tap));
-                let at = e.k.mul(block, imm(tiling.regions * tiling.region_bytes));
-                let at = e.k.add(at, imm(number * tiling.region_bytes));
-                let taps = tiling.region_taps.min(taps - first_tap);
-                body(e, Region { block, first_tap, taps, column_block, at });
-            });
-        }
+/// Runs `body` for each region of a tile.
+fn each_region(e: &mut Emitter, tiling: &Tiling, of: &Regions, mut body: impl FnMut(&mut Emitter, Region)) {
+    e.repeat(0, of.blocks, 1, |e, block| {
+        e.repeat(0, of.count, 1, |e, number| {
+            let region = e.k.add(of.first, number);
+            let first_tap = e.k.mul(region, imm(tiling.region_taps));
+            let left = e.k.sub(imm(of.taps), first_tap);
+            let taps = e.k.min(left, imm(tiling.region_taps));
+            let columns = e.k.mul(taps, imm(tiling.lanes));
+            let before = e.k.mul(block, imm(of.taps));
+            let column_block = e.k.add(before, first_tap);
+            let at = e.k.mul(block, imm(tiling.tile_regions * tiling.region_bytes));
+            let offset = e.k.mul(number, imm(tiling.region_bytes));
+            let at = e.k.add(at, offset);
+            body(e, Region { block, first_tap, taps, columns, column_block, at });
+        });
     });
 }

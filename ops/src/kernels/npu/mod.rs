@@ -14,6 +14,7 @@ mod evaluate;
 mod pad;
 mod part;
 mod reduce;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
         KernelOp::Reduce(reduction) => reduce::lower(request, reduction),
         KernelOp::Dot(dot) => dot::lower(request, dot),
         KernelOp::Conv(conv) => conv::lower(request, conv),
+        KernelOp::Window(window) => window::lower(request, window),
         KernelOp::Pad(pad) => pad::lower(request, pad),
         other => Err(Unservable::new(format!("the npu has no program for '{}'", other.name()))),
     }

@@ -3,6 +3,7 @@
 mod contraction;
 mod elementwise;
 mod reference;
+mod window;
 
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};
 use halite_hal::{DType, DeviceId, DeviceInfo, KernelSource, Scalar};
