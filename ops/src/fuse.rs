@@ -134,6 +134,8 @@ struct Draft {
     consumers: Vec<UnitId>,
     /// The unit that this one was merged into.
     merged_into: Option<UnitId>,
+    /// Whether that unit is a reduction, whose program this cluster became.
+    absorbed: bool,
 }
 
 enum Work {
@@ -192,7 +194,7 @@ impl<'a> Fuser<'a> {
 
     fn new_unit(&mut self, work: Work) -> UnitId {
         let position = self.drafts.len();
-        self.drafts.push(Draft { position, work, consumers: Vec::new(), merged_into: None });
+        self.drafts.push(Draft { position, work, consumers: Vec::new(), merged_into: None, absorbed: false });
         position
     }
 
@@ -456,6 +458,7 @@ impl<'a> Fuser<'a> {
             {
                 // The cluster lives on inside the reduction: its nodes are found through `producer`.
                 self.drafts[cluster].merged_into = Some(reduction);
+                self.drafts[cluster].absorbed = true;
             }
         }
     }
@@ -503,10 +506,7 @@ impl<'a> Fuser<'a> {
 
     /// The cluster, possibly absorbed by a reduction, that a unit's nodes ended in.
     fn last_cluster(&self, mut unit: UnitId) -> UnitId {
-        while let Some(next) = self.drafts[unit].merged_into {
-            if !matches!(self.drafts[next].work, Work::Cluster { .. }) {
-                break;
-            }
+        while let (Some(next), false) = (self.drafts[unit].merged_into, self.drafts[unit].absorbed) {
             unit = next;
         }
         unit
@@ -551,7 +551,7 @@ impl<'a> Fuser<'a> {
                 let absorbed = input.value().and_then(|value| self.producers[value]).and_then(|own| {
                     let cluster = self.last_cluster(own);
                     match &self.drafts[cluster].work {
-                        Work::Cluster { nodes, .. } if self.drafts[cluster].merged_into.is_some() => {
+                        Work::Cluster { nodes, .. } if self.drafts[cluster].absorbed => {
                             Some(nodes.clone())
                         }
                         _ => None,

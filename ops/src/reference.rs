@@ -88,7 +88,7 @@ fn apply(tensor: &Tensor, inputs: &[&HostTensor]) -> Result<HostTensor> {
     let (dtype, shape) = (tensor.dtype(), tensor.shape());
     let pointwise = |f: &dyn Fn(usize) -> f64| {
         let elements = shape.iter().product();
-        HostTensor::new(dtype, shape, (0..elements).map(|i| wrap(dtype, f(i))).collect())
+        HostTensor::new(dtype, shape, (0..elements).map(f).collect())
     };
     Ok(match &tensor.0.op {
         Op::Leaf => HostTensor::new(dtype, shape, tensor.to_f64()?),
@@ -99,7 +99,7 @@ fn apply(tensor: &Tensor, inputs: &[&HostTensor]) -> Result<HostTensor> {
             let key = [inputs[0].data[0] as u32, inputs[1].data[0] as u32];
             pointwise(&|i| f64::from(threefry2x32(&mut Numbers, key, [i as u32, 0])[0]))
         }
-        Op::Unary(op) => pointwise(&|i| unary(*op, dtype, inputs[0].data[i])),
+        Op::Unary(op) => pointwise(&|i| wrap(dtype, unary(*op, dtype, inputs[0].data[i]))),
         Op::Binary(op) => pointwise(&|i| binary(*op, dtype, inputs[0].data[i], inputs[1].data[i])),
         Op::Compare(op) => pointwise(&|i| {
             let (a, b) = (inputs[0].data[i], inputs[1].data[i]);
@@ -168,7 +168,8 @@ fn indices(shape: &[usize]) -> impl Iterator<Item = Vec<usize>> {
     })
 }
 
-/// An exact integer result brought into the dtype's range, modulo its width; floats pass.
+/// An exact integer result brought into the dtype's range, modulo its width; floats pass. Not idempotent at the ends
+/// of 64-bit types, which f64 rounds out of range.
 fn wrap(dtype: DType, value: f64) -> f64 {
     if !dtype.is_integer() {
         return value;
@@ -258,7 +259,7 @@ fn cast(from: DType, to: DType, x: f64) -> f64 {
     if to.is_integer() && from.is_float() {
         return crate::cluster::Literal::new(to, x).to_f64();
     }
-    x
+    wrap(to, x)
 }
 
 fn bitcast(from: DType, to: DType, x: f64) -> f64 {
