@@ -156,8 +156,12 @@ fn reshape_strides(from: &[usize], strides: &[i64], to: &[usize]) -> Option<Vec<
     Some(result)
 }
 
-/// Merges neighbouring axes that are regularly spaced in every one of `strides`; drops axes of extent 1.
+/// Merges neighbouring axes that are regularly spaced in every one of `strides`; drops axes of extent 1. Axes without
+/// elements are one axis of extent 0.
 pub(crate) fn merge_axes(extents: &[usize], strides: &[Vec<i64>]) -> (Vec<usize>, Vec<Vec<i64>>) {
+    if extents.contains(&0) {
+        return (vec![0], vec![vec![0]; strides.len()]);
+    }
     let mut merged: Vec<usize> = Vec::new();
     let mut steps: Vec<Vec<i64>> = vec![Vec::new(); strides.len()];
     for (axis, &extent) in extents.iter().enumerate() {
@@ -215,6 +219,11 @@ mod tests {
         assert_eq!((view.offset, view.strides.clone()), (10, vec![8, 2]));
         let flipped = view.moved(&Op::Flip(vec![1]), &[2, 3]).unwrap();
         assert_eq!((flipped.offset, flipped.strides), (14, vec![8, -2]));
+    }
+
+    #[test]
+    fn axes_without_elements_merge_into_one() {
+        assert_eq!(merge_axes(&[3, 0], &[vec![1, 1]]), (vec![0], vec![vec![0]]));
     }
 
     #[test]
