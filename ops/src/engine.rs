@@ -7,7 +7,7 @@ use crate::op::Op;
 use crate::plan::{
     Bindings, ChosenKernel, FallbackRegion, LaunchInfo, OutputMemory, Plan, Region, SharedPlan,
 };
-use crate::{Catalog, DType, Error, Result, Tensor};
+use crate::{Catalog, CustomOp, DType, Error, Result, Tensor};
 use halite_hal::{
     Allocation, BufferSlice, Device, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar, Stream,
 };
@@ -532,13 +532,14 @@ impl Graph {
             })
             .collect();
         let mut graph =
-            Self { order, inputs, is_leaf, is_output, donatable, scalars, key: PlanKey(Box::default()) };
+            Self { order, inputs, is_leaf, is_output, donatable, scalars, key: PlanKey::default() };
         graph.key = graph.encode();
         graph
     }
 
     fn encode(&self) -> PlanKey {
         let mut key = Vec::with_capacity(self.order.len() * 10);
+        let mut custom_ops = Vec::new();
         for (i, tensor) in self.order.iter().enumerate() {
             let flags = u64::from(self.is_leaf[i])
                 | u64::from(self.is_output[i]) << 1
@@ -550,9 +551,12 @@ impl Graph {
             key.extend(self.inputs[i].iter().map(|&input| input as u64));
             if !self.is_leaf[i] {
                 node.op.encode(&mut key);
+                if let Op::Custom(op) = &node.op {
+                    custom_ops.push(op.clone());
+                }
             }
         }
-        PlanKey(key.into())
+        PlanKey { words: key.into(), custom_ops: custom_ops.into() }
     }
 
     fn plan_nodes(&self) -> Vec<PlanNode> {
@@ -572,14 +576,28 @@ impl Graph {
 }
 
 /// The structure of a graph; equal keys mean equal plans.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PlanKey(Box<[u64]>);
+#[derive(Debug, Clone, Default)]
+struct PlanKey {
+    words: Box<[u64]>,
+    /// The custom ops whose addresses are among the words. Kept alive, or a later op could get the address of an
+    /// earlier one, and its plan.
+    custom_ops: Box<[Arc<dyn CustomOp>]>,
+}
+
+impl PartialEq for PlanKey {
+    fn eq(&self, other: &Self) -> bool {
+        let same_ops = || self.custom_ops.iter().zip(&other.custom_ops).all(|(own, op)| Arc::ptr_eq(own, op));
+        self.words == other.words && same_ops()
+    }
+}
+
+impl Eq for PlanKey {}
 
 impl Hash for PlanKey {
     /// Folds the words with multiplications; equality compares them all.
     fn hash<H: Hasher>(&self, state: &mut H) {
         let fold = |hash: u64, word: &u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        state.write_u64(self.0.iter().fold(self.0.len() as u64, fold));
+        state.write_u64(self.words.iter().fold(self.words.len() as u64, fold));
     }
 }
 
@@ -600,12 +618,12 @@ impl PlanCache {
     }
 
     fn insert(&mut self, key: PlanKey, plan: SharedPlan) {
-        self.words += key.0.len();
+        self.words += key.words.len();
         self.plans.insert(key, (plan, self.clock));
         while self.plans.len() > MAX_PLANS || (self.words > MAX_PLAN_WORDS && self.plans.len() > 1) {
             let oldest = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             let Some(oldest) = oldest else { return };
-            self.words -= oldest.0.len();
+            self.words -= oldest.words.len();
             self.plans.remove(&oldest);
         }
     }
