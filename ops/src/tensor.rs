@@ -157,7 +157,10 @@ impl Tensor {
             same_engine(&name, inputs[0], input)?;
         }
         let types: Vec<_> = inputs.iter().map(|input| input.tensor_type()).collect();
-        let out = op.infer(&types).map_err(|message| Error::shape(name, message))?;
+        let out = match op.infer(&types) {
+            Ok(out) => out,
+            Err(message) => return Err(Error::shape(name, message)),
+        };
         let inputs = inputs.iter().map(|&input| input.clone()).collect();
         Ok(Self::build(Op::Custom(op), out.dtype, out.shape, inputs))
     }

@@ -109,9 +109,10 @@ impl Tensor {
         const NAME: &str = "conv";
         same_engine(NAME, self, filter)?;
         check_contraction_dtypes(NAME, self, filter, self.dtype())?;
-        let geometry = conv_geometry(self.shape(), filter.shape(), options)
-            .map_err(|message| Error::shape(NAME, message))?;
-        Ok(self.conv_operand(filter, ConvOperand::Output, geometry))
+        match conv_geometry(self.shape(), filter.shape(), options) {
+            Ok(geometry) => Ok(self.conv_operand(filter, ConvOperand::Output, geometry)),
+            Err(message) => Err(Error::shape(NAME, message)),
+        }
     }
 
     /// [`conv`](Self::conv) over two spatial axes with stride 1 and the same zero padding on every side.

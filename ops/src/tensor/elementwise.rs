@@ -247,16 +247,19 @@ fn broadcast(op: &str, lhs: &[usize], rhs: &[usize]) -> Result<Vec<usize>> {
     let rank = lhs.len().max(rhs.len());
     let extent =
         |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
-    (0..rank)
-        .map(|axis| match (extent(lhs, axis), extent(rhs, axis)) {
-            (l, r) if l == r || r == 1 => Ok(l),
-            (1, r) => Ok(r),
-            (l, r) => Err(Error::shape(
-                op,
-                format!(
+    // A loop, since a closure would report its own place as the caller's.
+    let mut shape = Vec::with_capacity(rank);
+    for axis in 0..rank {
+        shape.push(match (extent(lhs, axis), extent(rhs, axis)) {
+            (l, r) if l == r || r == 1 => l,
+            (1, r) => r,
+            (l, r) => {
+                let message = format!(
                     "shapes {lhs:?} and {rhs:?} do not broadcast: {l} meets {r}; extents must agree or be 1"
-                ),
-            )),
-        })
-        .collect()
+                );
+                return Err(Error::shape(op, message));
+            }
+        });
+    }
+    Ok(shape)
 }

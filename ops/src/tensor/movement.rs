@@ -158,14 +158,14 @@ impl Tensor {
             let extent = self.shape()[axis] as i128;
             let spread = if extent == 0 { 0 } else { (extent - 1) * (interior[axis] as i128 + 1) + 1 };
             let padded = spread + i128::from(low[axis]) + i128::from(high[axis]);
-            let padded = usize::try_from(padded).map_err(|_| {
+            let Ok(extent) = usize::try_from(padded) else {
                 let message = format!(
                     "axis {axis} of extent {extent} padded by {} and {} has {padded}",
                     low[axis], high[axis]
                 );
-                Error::shape(NAME, message)
-            })?;
-            shape.push(padded);
+                return Err(Error::shape(NAME, message));
+            };
+            shape.push(extent);
         }
         super::creation::check_elements(NAME, &shape)?;
         let op = Op::Pad {

@@ -60,8 +60,10 @@ impl Tensor {
     fn window(&self, kind: WindowKind, attributes: &WindowAttributes) -> Result<Tensor> {
         let name = kind.name();
         self.require_float(name)?;
-        check_attributes(self.shape(), attributes).map_err(|message| Error::shape(name, message))?;
-        Ok(self.window_node(kind, attributes, &[]))
+        match check_attributes(self.shape(), attributes) {
+            Ok(()) => Ok(self.window_node(kind, attributes, &[])),
+            Err(message) => Err(Error::shape(name, message)),
+        }
     }
 
     /// A window operation whose operands have been checked; `self` is the first input, `rest` the others.
