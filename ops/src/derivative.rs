@@ -68,12 +68,19 @@ fn binary(op: BinaryOp, a: &Tensor, b: &Tensor, y: &Tensor, g: &Tensor, wanted: 
             let ratio = a.div(b)?;
             g.mul(&ratio.sign()?.mul(&ratio.abs()?.floor()?)?)?.neg()
         }],
-        BinaryOp::Pow => [&|| g.mul(b)?.mul(&a.pow(&b.sub(1.0)?)?), &|| {
-            // At a = 0 the power is flat in b, where log(a) alone would give NaN.
-            let zero = a.full_like(0.0);
-            let log = a.eq(&zero)?.select(&zero, &a.log()?)?;
-            g.mul(y)?.mul(&log)
-        }],
+        // Where a term of the formula is infinite but its factor is 0, the base or the exponent is replaced by 1 before
+        // the term is formed: behind it, a select would hide the infinity from this derivative but not from the next.
+        BinaryOp::Pow => [
+            &|| {
+                let (zero, one) = (a.full_like(0.0), a.full_like(1.0));
+                let constant = a.eq(&zero)?.and(&b.eq(&zero)?)?;
+                g.mul(b)?.mul(&a.pow(&constant.select(&one, &b.sub(1.0)?)?)?)
+            },
+            &|| {
+                let base = a.eq(&a.full_like(0.0))?.select(&a.full_like(1.0), a)?;
+                g.mul(y)?.mul(&base.log()?)
+            },
+        ],
         BinaryOp::Max | BinaryOp::Min => {
             [&|| g.mul(&share_of_extreme(a, b, y)?), &|| g.mul(&share_of_extreme(b, a, y)?)]
         }
