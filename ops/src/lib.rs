@@ -33,6 +33,7 @@ pub mod optim;
 mod plan;
 mod random;
 pub mod reference;
+pub mod registry;
 mod tensor;
 
 pub use custom::{Catalog, CustomOp};

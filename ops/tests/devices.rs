@@ -1,0 +1,73 @@
+//! Every sample of the registry on every device of this machine, against the reference in f64.
+
+mod common;
+
+use halite_ops::registry::{self, Mismatch, OpRecord};
+use halite_ops::{DType, Engine, Error};
+
+/// Failures that are printed before a test stops counting them one by one.
+const SHOWN: usize = 40;
+
+#[derive(Default)]
+struct Report {
+    passed: usize,
+    fallbacks: usize,
+    missing: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Report {
+    fn finish(self, device: &str) {
+        println!("{device}: {} passed, of which {} on the fallback device", self.passed, self.fallbacks);
+        for missing in &self.missing {
+            println!("{device}: no kernel at all: {missing}");
+        }
+        for failure in self.failures.iter().take(SHOWN) {
+            println!("{device}: FAILED {failure}");
+        }
+        assert!(self.failures.is_empty(), "{device}: {} samples fail", self.failures.len());
+        assert!(self.passed > 0, "{device}: nothing was tried");
+    }
+}
+
+/// Tries every sample that `wanted` picks. `must_be_native` says for which dtypes a fallback is a failure.
+fn try_all(engine: &Engine, wanted: impl Fn(&OpRecord, DType) -> bool, must_be_native: impl Fn(DType) -> bool) -> Report {
+    let mut report = Report::default();
+    for record in registry::ops() {
+        for sample in &record.samples {
+            for &dtype in record.dtypes.iter().filter(|&&dtype| sample.accepts(dtype) && wanted(&record, dtype)) {
+                let call = format!("{} {dtype}, {}", record.name, sample.name);
+                let before: u64 = engine.stats().fallbacks.iter().map(|fallback| fallback.count).sum();
+                match registry::check_on(engine, &record, sample, dtype) {
+                    Ok(()) => report.passed += 1,
+                    Err(Mismatch::NoKernel(Error::NoKernel { op, reason, .. })) if !common::claims(engine, &op) => {
+                        let line = format!("{op}: {reason}");
+                        if !report.missing.contains(&line) {
+                            report.missing.push(line);
+                        }
+                    }
+                    Err(mismatch) => report.failures.push(format!("{call}: {mismatch}")),
+                }
+                let stats = engine.stats();
+                let after: u64 = stats.fallbacks.iter().map(|fallback| fallback.count).sum();
+                if after > before {
+                    report.fallbacks += 1;
+                    let types: Vec<DType> =
+                        sample.host_inputs(dtype).iter().map(|input| input.dtype).chain([dtype]).collect();
+                    if types.into_iter().all(&must_be_native) {
+                        let reasons: Vec<_> =
+                            stats.fallbacks.iter().map(|f| format!("{} ({})", f.op, f.reason)).collect();
+                        report.failures.push(format!("{call}: fell back; so far {}", reasons.join(", ")));
+                    }
+                }
+            }
+        }
+    }
+    report
+}
+
+#[test]
+fn the_cpu_agrees_with_the_reference_on_every_sample_and_dtype() {
+    let engine = common::cpu();
+    try_all(&engine, |_, _| true, |_| true).finish("cpu");
+}
