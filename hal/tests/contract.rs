@@ -353,7 +353,7 @@ fn replays_refuse_bindings_that_do_not_fit_the_slots() {
     assert_parts(&wrong(&overlapping, &[factor]), &["overlap"]);
     assert_parts(&wrong(&[src.all(), fixed.all()], &[factor]), &["overlaps argument"]);
     let unaligned = [src.all(), shared.slice(2, 32).unwrap()];
-    assert_parts(&wrong(&unaligned, &[factor]), &["got 2", "multiples of 4"]);
+    assert_parts(&wrong(&unaligned, &[factor]), &["got 2", "multiple of 4 bytes"]);
 }
 
 #[test]
