@@ -5,12 +5,14 @@
 //! a second phase adds the slices in order. So the result is the same for any number of threads.
 //!
 //! With many channels, output planes are in the lanes: `dy` is transposed, and each element of the window
-//! is broadcast against it (*outer*). With few, pixels are in the lanes, and the window is unfolded
-//! (*inner*): sums over lanes are left to the end of the slice.
+//! is broadcast against it (*outer*); what a 3 x 3 kernel reads of the padding is left out. With few,
+//! pixels are in the lanes, and the window is unfolded (*inner*): sums over lanes are left to the end of
+//! the slice.
 
 use std::array::from_fn;
+use std::ops::Range;
 
-use super::geometry::{Correlation, Tap, share};
+use super::geometry::{AxisTap, Correlation, Tap, share};
 use super::unfold::unfold;
 use super::window::{Planes, Window};
 use super::{Method, method_for};
@@ -19,6 +21,9 @@ use crate::kernels::cpu::simd::{Element, MAX_LANES, Scratch, Simd, Task};
 /// Multiply-adds that a slice is worth, and the most slices.
 const SLICE_MACS: usize = 1 << 19;
 const MAX_SLICES: usize = 32;
+
+/// Elements of all partial gradients, unless one has more.
+const WORKSPACE: usize = 1 << 21;
 
 /// Window and gradient elements of a band, unless one row needs more.
 const BAND: usize = 1 << 16;
@@ -48,6 +53,13 @@ pub(super) struct WeightPlan {
     block_images: usize,
     items: usize,
     slices: usize,
+    /// Parts of the output planes that different groups sum, and planes of a part.
+    parts: usize,
+    part_planes: usize,
+    /// Rows of taps that read no padding, for each output row.
+    rows: Vec<Range<usize>>,
+    /// Whether the first pixel of a row reads padding at the first tap, the last one at the last tap.
+    edges: [bool; 2],
     /// Vectors of taps by vectors of output planes that one group of the second phase adds.
     reduce_blocks: usize,
 }
@@ -82,7 +94,27 @@ impl WeightPlan {
         };
         let items = corr.batch.div_ceil(block_images) * bands;
         let macs = corr.batch * corr.out_planes * depth * rows * len;
-        let slices = (macs / SLICE_MACS).clamp(1, MAX_SLICES).min(items.max(1));
+        let wanted = (macs / SLICE_MACS).clamp(1, MAX_SLICES);
+        let affordable = (WORKSPACE / (corr.channel_groups * depth * wide).max(1)).max(1);
+        let slices = wanted.min(items.max(1)).min(affordable);
+        // Sums are cut along the output planes where there are too few slices for many threads.
+        let blocks = wide.div_ceil(2 * lanes).max(1);
+        let parts = if method == Method::Direct {
+            wanted.div_ceil(slices * corr.channel_groups).min(blocks)
+        } else {
+            1
+        };
+        let part_planes = share(blocks, parts) * 2 * lanes;
+        let parts = share(wide, part_planes);
+        let taps_x = &x_phase.taps;
+        let edge = |tap: Option<&AxisTap>, at: usize| {
+            tap.is_some_and(|tap| {
+                let source = (at * x.step) as isize + tap.offset;
+                source < 0 || source >= x.src as isize
+            })
+        };
+        let edges = [edge(taps_x.first(), 0), edge(taps_x.last(), len.saturating_sub(1))];
+        let row_taps = (0..rows).map(|row| y.inside(y_phase, row)).collect();
         let window = Window::new(x, y.span(y_phase, band_rows));
         let taps = super::window_taps(&window, y_phase, x_phase, corr.kernel_x);
         let offsets = (0..corr.src_planes)
@@ -101,6 +133,10 @@ impl WeightPlan {
             block_images,
             items,
             slices,
+            parts,
+            part_planes,
+            rows: row_taps,
+            edges,
             reduce_blocks,
         }
     }
@@ -124,9 +160,9 @@ impl WeightPlan {
         if self.corr.weights() == 0 {
             [0, 0]
         } else if self.slices == 1 {
-            [groups, 0]
+            [groups * self.parts, 0]
         } else {
-            [groups * self.slices, groups * share(self.blocks(), 1).div_ceil(self.reduce_blocks)]
+            [groups * self.slices * self.parts, groups * share(self.blocks(), 1).div_ceil(self.reduce_blocks)]
         }
     }
 
@@ -141,7 +177,10 @@ impl WeightPlan {
         let images = self.block_images;
         let window = self.window.len(self.corr.src_planes) * images;
         match self.method {
-            Method::Direct => [window, images * pixels * self.wide(), MAX_LANES * MAX_LANES],
+            Method::Direct => {
+                let planes = self.part_planes.min(self.wide());
+                [window, images * pixels * planes, MAX_LANES * MAX_LANES]
+            }
             Method::Unfold => [
                 window,
                 pixels * (self.depth() + self.corr.out_planes) + 4 * MAX_LANES,
@@ -181,15 +220,21 @@ impl<T: Element> Task for WeightGroup<'_, T> {
                 reduce::<S, T>(plan, &job, group / per, first..last, sums);
                 return;
             }
-            let (channels, slice) = (group / plan.slices, group % plan.slices);
-            let partial = job.workspace.add(group * plan.depth() * plan.wide());
+            let (slice, part) = (group / plan.parts, group % plan.parts);
+            let partial = job.workspace.add(slice * plan.depth() * plan.wide());
+            let (channels, slice) = (slice / plan.slices, slice % plan.slices);
             let items = slice * plan.items / plan.slices..(slice + 1) * plan.items / plan.slices;
+            let planes = part * plan.part_planes..((part + 1) * plan.part_planes).min(plan.wide());
+            let tap_blocks = plan.depth().div_ceil(S::LANES);
+            let blocks = planes.start / S::LANES * tap_blocks..planes.end / S::LANES * tap_blocks;
             match plan.method {
-                Method::Direct => outer::<S, T>(plan, &job, channels, items, window, matrix, partial),
+                Method::Direct => {
+                    outer::<S, T>(plan, &job, channels, items, planes, [window, matrix], partial);
+                }
                 Method::Unfold => inner::<S, T>(plan, &job, channels, items, [window, matrix, sums], partial),
             }
             if plan.slices == 1 {
-                reduce::<S, T>(plan, &job, channels, 0..plan.blocks(), sums);
+                reduce::<S, T>(plan, &job, channels, blocks, sums);
             }
         }
     }
@@ -241,51 +286,60 @@ unsafe fn fill_window<S: Simd, T: Element>(
     }
 }
 
-/// Sums `items` into `partial` with output planes in the lanes.
+/// Sums `items` into the columns `planes` of `partial`, with output planes in the lanes.
 #[inline(always)]
 unsafe fn outer<S: Simd, T: Element>(
     plan: &WeightPlan,
     job: &WeightJob<T>,
     channels: usize,
-    items: std::ops::Range<usize>,
-    window: *mut f32,
-    gradient: *mut f32,
+    items: Range<usize>,
+    planes: Range<usize>,
+    [window, gradient]: [*mut f32; 2],
     partial: *mut f32,
 ) {
     let corr = &plan.corr;
     let (depth, wide, len) = (plan.depth(), plan.wide(), corr.x.phases[0].len);
     let image_window = plan.window.len(corr.src_planes);
     let out_plane = corr.out_plane();
+    let there = planes.end.min(corr.out_planes);
     // SAFETY: every item is inside the batch; window and gradient were sized for one item, and lanes of
-    // planes that do not exist are cleared once and never written.
+    // planes that do not exist are cleared.
     unsafe {
-        std::ptr::write_bytes(partial, 0, depth * wide);
-        if wide > corr.out_planes {
-            std::ptr::write_bytes(gradient, 0, plan.block_images * plan.band_rows * len * wide);
+        for k in 0..depth {
+            std::ptr::write_bytes(partial.add(k * wide + planes.start), 0, planes.len());
         }
         for item in items {
             let extent = extent(plan, item);
             let pixels = extent.rows * len;
+            let block_len = extent.images * pixels;
+            if there < planes.end {
+                std::ptr::write_bytes(gradient, 0, block_len * planes.len());
+            }
             for index in 0..extent.images {
                 let image = extent.image + index;
                 fill_window::<S, T>(plan, job, channels, image, &extent, window.add(index * image_window));
                 let dy = (image * corr.channel_groups + channels) * corr.out_planes * out_plane;
                 let dy = job.dy.add(dy + extent.row0 * len);
-                let to = gradient.add(index * pixels * wide);
-                for plane in (0..corr.out_planes).step_by(S::LANES) {
-                    let rows = S::LANES.min(corr.out_planes - plane);
+                for plane in (planes.start..there).step_by(S::LANES) {
+                    let rows = S::LANES.min(there - plane);
+                    // Blocks of two vectors, so that a register tile reads one contiguous stream.
+                    let at = plane - planes.start;
+                    let block = at - at % (2 * S::LANES);
+                    let width = (planes.len() - block).min(2 * S::LANES);
+                    let to = gradient.add(block * block_len + index * pixels * width + at - block);
                     for pixel in (0..pixels).step_by(S::LANES) {
                         let cols = S::LANES.min(pixels - pixel);
                         let from = dy.add(plane * out_plane + pixel);
-                        let to = to.add(pixel * wide + plane);
-                        S::transpose(from, out_plane as isize, to, wide, rows, cols);
+                        S::transpose(from, out_plane as isize, to.add(pixel * width), width, rows, cols);
                     }
                 }
             }
-            for plane in (0..wide).step_by(2 * S::LANES) {
-                let vectors = if plane + S::LANES < wide { 2 } else { 1 };
+            for plane in (0..planes.len()).step_by(2 * S::LANES) {
+                let width = (planes.len() - plane).min(2 * S::LANES);
+                let vectors = width / S::LANES;
+                let square = corr.kernel == 9 && corr.kernel_x == 3 && 9 * vectors <= S::ACCUMULATORS;
                 let most = (S::ACCUMULATORS / vectors).min(MAX_TAPS);
-                let taps = depth.div_ceil(depth.div_ceil(most));
+                let taps = if square { 9 } else { depth.div_ceil(depth.div_ceil(most)) };
                 for k in (0..depth).step_by(taps) {
                     let count = taps.min(depth - k);
                     let args = OuterArgs {
@@ -294,11 +348,13 @@ unsafe fn outer<S: Simd, T: Element>(
                         image: image_window,
                         images: extent.images,
                         row: corr.y.step * plan.window.row,
-                        rows: extent.rows,
+                        rows: &plan.rows[extent.row0..extent.row0 + extent.rows],
                         len,
-                        gradient: gradient.add(plane),
-                        wide,
-                        sums: partial.add(k * wide + plane),
+                        square,
+                        edges: plan.edges,
+                        gradient: gradient.add(plane * block_len),
+                        sums: partial.add(k * wide + planes.start + plane),
+                        sums_row: wide,
                     };
                     if vectors == 2 { by_taps::<S, 2>(&args) } else { by_taps::<S, 1>(&args) }
                 }
@@ -316,12 +372,16 @@ struct OuterArgs<'a> {
     image: usize,
     images: usize,
     row: usize,
-    rows: usize,
+    /// For each output row, the rows of taps that read no padding.
+    rows: &'a [Range<usize>],
     len: usize,
-    /// `[image][pixel][wide]`.
+    /// Whether the taps are one plane's 3 x 3, and then which ends of a row read padding.
+    square: bool,
+    edges: [bool; 2],
+    /// `[image][pixel][V * LANES]`.
     gradient: *const f32,
-    wide: usize,
     sums: *mut f32,
+    sums_row: usize,
 }
 
 #[inline(always)]
@@ -355,28 +415,93 @@ impl<const R: usize, const V: usize> Task for Outer<'_, R, V> {
         // SAFETY: the caller's window and gradient cover every pixel of the item, and `sums` the tile.
         unsafe {
             let mut acc: [[S::V; V]; R] =
-                from_fn(|r| from_fn(|v| S::load(args.sums.add(r * args.wide + v * S::LANES))));
+                from_fn(|r| from_fn(|v| S::load(args.sums.add(r * args.sums_row + v * S::LANES))));
             let mut gradient = args.gradient;
             for image in 0..args.images {
                 let base = args.window.add(image * args.image);
-                for row in 0..args.rows {
+                for (row, taps) in args.rows.iter().enumerate() {
                     let base = base.add(row * args.row);
                     let x: [*const f32; R] = from_fn(|r| base.add(args.offsets[r]));
-                    for q in 0..args.len {
-                        let g: [S::V; V] = from_fn(|v| S::load(gradient.add(v * S::LANES)));
-                        for (acc, x) in acc.iter_mut().zip(&x) {
-                            let x = S::splat(*x.add(q));
-                            for v in 0..V {
-                                acc[v] = S::mul_add(x, g[v], acc[v]);
+                    let pixels = Pixels { x: &x, gradient, len: args.len, edges: args.edges };
+                    // Copies of the same loop, since the taps must be known when compiling.
+                    match (taps.start, taps.end) {
+                        (0, 2) if R == 9 && args.square => pixels.square::<S, V, 0, 2>(&mut acc),
+                        (1, 3) if R == 9 && args.square => pixels.square::<S, V, 1, 3>(&mut acc),
+                        _ if R == 9 && args.square => pixels.square::<S, V, 0, 3>(&mut acc),
+                        _ => {
+                            for q in 0..args.len {
+                                step::<S, R, V>(&mut acc, &x, q, gradient, 0..1, 0..R);
+                                gradient = gradient.add(V * S::LANES);
                             }
+                            continue;
                         }
-                        gradient = gradient.add(args.wide);
                     }
+                    gradient = gradient.add(args.len * V * S::LANES);
                 }
             }
             for (r, acc) in acc.iter().enumerate() {
                 for (v, &acc) in acc.iter().enumerate() {
-                    S::store(args.sums.add(r * args.wide + v * S::LANES), acc);
+                    S::store(args.sums.add(r * args.sums_row + v * S::LANES), acc);
+                }
+            }
+        }
+    }
+}
+
+/// One row of pixels.
+struct Pixels<'a, const R: usize> {
+    /// Where each tap reads for the first pixel.
+    x: &'a [*const f32; R],
+    gradient: *const f32,
+    len: usize,
+    edges: [bool; 2],
+}
+
+impl<const R: usize> Pixels<'_, R> {
+    /// Adds a row for a 3 x 3 kernel of which rows `FIRST..END` read no padding.
+    #[inline(always)]
+    unsafe fn square<S: Simd, const V: usize, const FIRST: usize, const END: usize>(
+        self,
+        acc: &mut [[S::V; V]; R],
+    ) {
+        let Self { x, mut gradient, len, edges } = self;
+        let [left, right] = if len > 1 { edges } else { [false; 2] };
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if left {
+                step::<S, R, V>(acc, x, 0, gradient, FIRST..END, 1..3);
+                gradient = gradient.add(V * S::LANES);
+            }
+            for q in usize::from(left)..len - usize::from(right) {
+                step::<S, R, V>(acc, x, q, gradient, FIRST..END, 0..3);
+                gradient = gradient.add(V * S::LANES);
+            }
+            if right {
+                step::<S, R, V>(acc, x, len - 1, gradient, FIRST..END, 0..2);
+            }
+        }
+    }
+}
+
+/// Adds pixel `q` at the taps in `rows` (of three) and `columns`.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const V: usize>(
+    acc: &mut [[S::V; V]; R],
+    x: &[*const f32; R],
+    q: usize,
+    gradient: *const f32,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let g: [S::V; V] = from_fn(|v| S::load(gradient.add(v * S::LANES)));
+        for row in rows {
+            for column in columns.clone() {
+                let tap = 3 * row + column;
+                let x = S::splat(*x[tap].add(q));
+                for v in 0..V {
+                    acc[tap][v] = S::mul_add(x, g[v], acc[tap][v]);
                 }
             }
         }
@@ -389,7 +514,7 @@ unsafe fn inner<S: Simd, T: Element>(
     plan: &WeightPlan,
     job: &WeightJob<T>,
     channels: usize,
-    items: std::ops::Range<usize>,
+    items: Range<usize>,
     [window, matrix, sums]: [*mut f32; 3],
     partial: *mut f32,
 ) {
@@ -542,7 +667,7 @@ unsafe fn reduce<S: Simd, T: Element>(
     plan: &WeightPlan,
     job: &WeightJob<T>,
     channels: usize,
-    blocks: std::ops::Range<usize>,
+    blocks: Range<usize>,
     tile: *mut f32,
 ) {
     let (depth, wide) = (plan.depth(), plan.wide());
