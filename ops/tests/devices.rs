@@ -31,16 +31,24 @@ impl Report {
 }
 
 /// Tries every sample that `wanted` picks. `must_be_native` says for which dtypes a fallback is a failure.
-fn try_all(engine: &Engine, wanted: impl Fn(&OpRecord, DType) -> bool, must_be_native: impl Fn(DType) -> bool) -> Report {
+fn try_all(
+    engine: &Engine,
+    wanted: impl Fn(&OpRecord, DType) -> bool,
+    must_be_native: impl Fn(DType) -> bool,
+) -> Report {
     let mut report = Report::default();
     for record in registry::ops() {
         for sample in &record.samples {
-            for &dtype in record.dtypes.iter().filter(|&&dtype| sample.accepts(dtype) && wanted(&record, dtype)) {
+            for &dtype in
+                record.dtypes.iter().filter(|&&dtype| sample.accepts(dtype) && wanted(&record, dtype))
+            {
                 let call = format!("{} {dtype}, {}", record.name, sample.name);
                 let before: u64 = engine.stats().fallbacks.iter().map(|fallback| fallback.count).sum();
                 match registry::check_on(engine, &record, sample, dtype) {
                     Ok(()) => report.passed += 1,
-                    Err(Mismatch::NoKernel(Error::NoKernel { op, reason, .. })) if !common::claims(engine, &op) => {
+                    Err(Mismatch::NoKernel(Error::NoKernel { op, reason, .. }))
+                        if !common::claims(engine, &op) =>
+                    {
                         let line = format!("{op}: {reason}");
                         if !report.missing.contains(&line) {
                             report.missing.push(line);
@@ -52,8 +60,10 @@ fn try_all(engine: &Engine, wanted: impl Fn(&OpRecord, DType) -> bool, must_be_n
                 let after: u64 = stats.fallbacks.iter().map(|fallback| fallback.count).sum();
                 if after > before {
                     report.fallbacks += 1;
-                    let types: Vec<DType> =
-                        sample.host_inputs(dtype).iter().map(|input| input.dtype).chain([dtype]).collect();
+                    let inputs = sample.inputs_on(engine, dtype).unwrap();
+                    let result = sample.call(engine, dtype, &inputs).unwrap().dtype();
+                    let mut types = vec![dtype, result];
+                    types.extend(inputs.iter().map(|input| input.dtype()));
                     if types.into_iter().all(&must_be_native) {
                         let reasons: Vec<_> =
                             stats.fallbacks.iter().map(|f| format!("{} ({})", f.op, f.reason)).collect();
@@ -70,4 +80,18 @@ fn try_all(engine: &Engine, wanted: impl Fn(&OpRecord, DType) -> bool, must_be_n
 fn the_cpu_agrees_with_the_reference_on_every_sample_and_dtype() {
     let engine = common::cpu();
     try_all(&engine, |_, _| true, |_| true).finish("cpu");
+}
+
+/// The dtypes that the NPU is tried with; it computes others on the CPU, as its profile says.
+const NPU_DTYPES: [DType; 6] = [DType::Bool, DType::I32, DType::U32, DType::F16, DType::BF16, DType::F32];
+
+#[test]
+fn the_npu_agrees_with_the_reference_and_falls_back_for_foreign_dtypes_alone() {
+    let engine = match common::npu() {
+        Ok(engine) => engine,
+        Err(reason) => return println!("skipped: no NPU: {reason}"),
+    };
+    let listed = engine.device().info().dtypes.clone();
+    let is_listed = |dtype: DType| listed.contains(&dtype);
+    try_all(&engine, |_, dtype| NPU_DTYPES.contains(&dtype), is_listed).finish("npu");
 }
