@@ -42,8 +42,8 @@ impl Tensor {
     #[track_caller]
     pub fn matmul(&self, rhs: &Tensor) -> Result<Tensor> {
         let (l, r) = (self.rank(), rhs.rank());
-        let batch_fits = r == 2 || (l == r && self.shape()[..l - 2] == rhs.shape()[..r - 2]);
-        if l < 2 || r < 2 || self.shape()[l - 1] != rhs.shape()[r - 2] || !batch_fits {
+        let batch_fits = || r == 2 || (l == r && self.shape()[..l - 2] == rhs.shape()[..r - 2]);
+        if l < 2 || r < 2 || self.shape()[l - 1] != rhs.shape()[r - 2] || !batch_fits() {
             let message = format!(
                 "shapes {:?} and {:?} do not multiply; [.., m, k] needs [.., k, n]",
                 self.shape(),
