@@ -6,10 +6,8 @@
 use super::elementwise::shares;
 use super::simd::Isa;
 use super::{requirements, supports};
-use crate::lower::{
-    KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Pad, Unservable,
-};
-use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Signature, Workgroup};
+use crate::lower::{KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Pad, Unservable};
+use halite_hal::{Access, ArgType, KernelSource, NativeKernel, Signature, Workgroup};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -67,7 +65,6 @@ struct Plan {
     inner: Axis,
     rows: usize,
     value: u64,
-    dtype: DType,
 }
 
 fn lower(isa: Isa, pad: &Pad, request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
@@ -83,7 +80,9 @@ fn lower(isa: Isa, pad: &Pad, request: &LowerRequest<'_>) -> Result<Lowered, Uns
         let gaps = i128::from(pad.interior[axis] as u64) * input.saturating_sub(1) as i128;
         let expected = input as i128 + gaps + i128::from(pad.low[axis]) + i128::from(pad.high[axis]);
         if expected.max(0) != output as i128 {
-            return Err(Unservable::new(format!("axis {axis} is {output} long where padding makes it {expected}")));
+            return Err(Unservable::new(format!(
+                "axis {axis} is {output} long where padding makes it {expected}"
+            )));
         }
         axes.push(Axis { input, output, low: pad.low[axis], step: pad.interior[axis].saturating_add(1) });
     }
@@ -93,7 +92,7 @@ fn lower(isa: Isa, pad: &Pad, request: &LowerRequest<'_>) -> Result<Lowered, Uns
         return Ok(Lowered::default());
     }
     let dtype = pad.value.dtype;
-    let plan = Arc::new(Plan { outer: axes, inner, rows, value: pad.value.bits, dtype });
+    let plan = Arc::new(Plan { outer: axes, inner, rows, value: pad.value.bits });
     let (_, share) = shares(rows.saturating_mul(inner.output), 2, request.device.compute_units as usize);
     let share = share.div_ceil(inner.output).max(1);
     let groups = u32::try_from(rows.div_ceil(share))

@@ -15,8 +15,8 @@ use super::{requirements, supports};
 use crate::lower::{
     KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable, Window, WindowKind,
 };
-use halite_hal::{Access, ArgType, DType, Element, KernelSource, NativeKernel, Signature, Workgroup};
 use half::{bf16, f16};
+use halite_hal::{Access, ArgType, DType, Element, KernelSource, NativeKernel, Signature, Workgroup};
 use pool::Plane;
 use std::sync::Arc;
 
@@ -303,14 +303,19 @@ impl Plan {
                         let pad = scratch.as_ptr().align_offset(align_of::<f32>());
                         let bytes = self.places * size_of::<f32>();
                         let Some(room) = scratch.get_mut(pad..pad + bytes) else {
-                            return Err(format!("got {} bytes of scratch memory, {bytes} are needed", scratch.len()));
+                            return Err(format!(
+                                "got {} bytes of scratch memory, {bytes} are needed",
+                                scratch.len()
+                            ));
                         };
                         // SAFETY: `room` is exclusively borrowed, aligned to f32, and holds `places` of them; any
                         // bits are a valid f32. Half-precision types alone widen, and their sums are f32.
                         let sums = unsafe {
                             std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<T::Sum>(), self.places)
                         };
-                        self.spread(&mut walk, x, values, sums, |sum, value| *sum = T::add(*sum, value.widen()));
+                        self.spread(&mut walk, x, values, sums, |sum, value| {
+                            *sum = T::add(*sum, value.widen())
+                        });
                         for (out, sum) in out.iter_mut().zip(sums) {
                             *out = T::narrow(*sum);
                         }
@@ -428,7 +433,8 @@ impl<'a> Walk<'a> {
 /// The elements as f32, if that is what they are.
 fn as_f32<T: Element>(elements: &[T]) -> Option<&[f32]> {
     // SAFETY: T is f32 by its dtype, which only f32 has.
-    (T::DTYPE == DType::F32).then(|| unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), elements.len()) })
+    (T::DTYPE == DType::F32)
+        .then(|| unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), elements.len()) })
 }
 
 /// As [`as_f32`], for writing.

@@ -2,7 +2,7 @@
 
 use super::Rep;
 use super::lanes::{KernelFn, LANES, Loop, Map1, Operands, kernel1, run};
-use crate::kernels::cpu::simd::Simd;
+use crate::kernels::cpu::simd::{Portable, Simd};
 use half::f16;
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -255,12 +255,12 @@ pub(super) fn round<S: Simd>(half: Half) -> KernelFn {
 pub(super) fn non_zero<S: Simd>(from: Rep) -> KernelFn {
     match from {
         Rep::F32 => kernel1::<S, f32, NonZero>(),
-        Rep::F64 => kernel1::<S, f64, NonZero>(),
+        Rep::F64 => kernel1::<Portable, f64, NonZero>(),
         _ => match from.size() {
-            1 => kernel1::<S, u8, NonZero>(),
-            2 => kernel1::<S, u16, NonZero>(),
-            4 => kernel1::<S, u32, NonZero>(),
-            _ => kernel1::<S, u64, NonZero>(),
+            1 => kernel1::<Portable, u8, NonZero>(),
+            2 => kernel1::<Portable, u16, NonZero>(),
+            4 => kernel1::<Portable, u32, NonZero>(),
+            _ => kernel1::<Portable, u64, NonZero>(),
         },
     }
 }
@@ -268,11 +268,11 @@ pub(super) fn non_zero<S: Simd>(from: Rep) -> KernelFn {
 /// The loop that converts to f32 for a second rounding to a half format; `None` where f32 holds every value.
 pub(super) fn to_odd<S: Simd>(from: Rep) -> Option<KernelFn> {
     Some(match from {
-        Rep::I32 => kernel1::<S, i32, Odd>(),
-        Rep::U32 => kernel1::<S, u32, Odd>(),
-        Rep::I64 => kernel1::<S, i64, Odd>(),
-        Rep::U64 => kernel1::<S, u64, Odd>(),
-        Rep::F64 => kernel1::<S, f64, Odd>(),
+        Rep::I32 => kernel1::<Portable, i32, Odd>(),
+        Rep::U32 => kernel1::<Portable, u32, Odd>(),
+        Rep::I64 => kernel1::<Portable, i64, Odd>(),
+        Rep::U64 => kernel1::<Portable, u64, Odd>(),
+        Rep::F64 => kernel1::<Portable, f64, Odd>(),
         _ => return None,
     })
 }
@@ -284,8 +284,8 @@ pub(super) fn convert<S: Simd>(from: Rep, to: Rep) -> Option<KernelFn> {
         ($from:ty; $($size:literal $to:ty),*) => {
             match (to, to.size()) {
                 (Rep::F32, _) => Some(kernel1::<S, $from, As<f32>>()),
-                (Rep::F64, _) => Some(kernel1::<S, $from, As<f64>>()),
-                $((_, $size) => Some(kernel1::<S, $from, As<$to>>()),)*
+                (Rep::F64, _) => Some(kernel1::<Portable, $from, As<f64>>()),
+                $((_, $size) => Some(kernel1::<Portable, $from, As<$to>>()),)*
                 _ => None,
             }
         };
@@ -293,7 +293,8 @@ pub(super) fn convert<S: Simd>(from: Rep, to: Rep) -> Option<KernelFn> {
     macro_rules! float {
         ($from:ty; $($to:ident $ty:ty),*) => {
             match to {
-                $(Rep::$to => Some(kernel1::<S, $from, As<$ty>>()),)*
+                Rep::I32 => Some(kernel1::<S, $from, As<i32>>()),
+                $(Rep::$to => Some(kernel1::<Portable, $from, As<$ty>>()),)*
                 _ => None,
             }
         };
@@ -307,7 +308,7 @@ pub(super) fn convert<S: Simd>(from: Rep, to: Rep) -> Option<KernelFn> {
         Rep::U32 => integer!(u32; 1 u8, 2 u16, 8 u64),
         Rep::I64 => integer!(i64; 1 u8, 2 u16, 4 u32),
         Rep::U64 => integer!(u64; 1 u8, 2 u16, 4 u32),
-        Rep::F32 => float!(f32; I8 i8, U8 u8, I16 i16, U16 u16, I32 i32, U32 u32, I64 i64, U64 u64, F64 f64),
-        Rep::F64 => float!(f64; I8 i8, U8 u8, I16 i16, U16 u16, I32 i32, U32 u32, I64 i64, U64 u64, F32 f32),
+        Rep::F32 => float!(f32; I8 i8, U8 u8, I16 i16, U16 u16, U32 u32, I64 i64, U64 u64, F64 f64),
+        Rep::F64 => float!(f64; I8 i8, U8 u8, I16 i16, U16 u16, U32 u32, I64 i64, U64 u64, F32 f32),
     }
 }

@@ -1,10 +1,13 @@
 //! The functions of a step on single elements, per type, and the table that finds their loops.
+//!
+//! Loops over f32, 32-bit integers and `bool` are compiled for every instruction set; those over other types, which
+//! networks seldom compute in, are portable, since each of these hundreds of loops takes its time to compile.
 
 use super::Rep;
 use super::lanes::{KernelFn, LANES, Map1, Map2, Map3, Map4, kernel1, kernel2, kernel3, kernel4};
 use super::math;
 use crate::cluster::{BinaryOp, CompareOp, UnaryOp};
-use crate::kernels::cpu::simd::Simd;
+use crate::kernels::cpu::simd::{Portable, Simd};
 
 /// Defines unit structs that are functions of one element.
 macro_rules! map1 {
@@ -222,7 +225,7 @@ pub(super) fn unary<S: Simd>(op: UnaryOp, rep: Rep, is_bool: bool) -> Option<Ker
         ($f:ident) => {
             match rep {
                 Rep::F32 => kernel1::<S, f32, $f>(),
-                Rep::F64 => kernel1::<S, f64, $f>(),
+                Rep::F64 => kernel1::<Portable, f64, $f>(),
                 _ => return None,
             }
         };
@@ -230,26 +233,26 @@ pub(super) fn unary<S: Simd>(op: UnaryOp, rep: Rep, is_bool: bool) -> Option<Ker
     macro_rules! any {
         ($f:ident) => {
             match rep {
-                Rep::I8 => kernel1::<S, i8, $f>(),
-                Rep::U8 => kernel1::<S, u8, $f>(),
-                Rep::I16 => kernel1::<S, i16, $f>(),
-                Rep::U16 => kernel1::<S, u16, $f>(),
+                Rep::I8 => kernel1::<Portable, i8, $f>(),
+                Rep::U8 => kernel1::<Portable, u8, $f>(),
+                Rep::I16 => kernel1::<Portable, i16, $f>(),
+                Rep::U16 => kernel1::<Portable, u16, $f>(),
                 Rep::I32 => kernel1::<S, i32, $f>(),
                 Rep::U32 => kernel1::<S, u32, $f>(),
-                Rep::I64 => kernel1::<S, i64, $f>(),
-                Rep::U64 => kernel1::<S, u64, $f>(),
+                Rep::I64 => kernel1::<Portable, i64, $f>(),
+                Rep::U64 => kernel1::<Portable, u64, $f>(),
                 Rep::F32 => kernel1::<S, f32, $f>(),
-                Rep::F64 => kernel1::<S, f64, $f>(),
+                Rep::F64 => kernel1::<Portable, f64, $f>(),
             }
         };
     }
     macro_rules! bits {
         ($f:ident) => {
             match rep.size() {
-                1 => kernel1::<S, u8, $f>(),
-                2 => kernel1::<S, u16, $f>(),
+                1 => kernel1::<Portable, u8, $f>(),
+                2 => kernel1::<Portable, u16, $f>(),
                 4 => kernel1::<S, u32, $f>(),
-                _ => kernel1::<S, u64, $f>(),
+                _ => kernel1::<Portable, u64, $f>(),
             }
         };
     }
@@ -279,28 +282,28 @@ macro_rules! by_kind2 {
     ($rep:expr, float, $f:ident) => {
         match $rep {
             Rep::F32 => kernel2::<S, f32, $f>(),
-            Rep::F64 => kernel2::<S, f64, $f>(),
+            Rep::F64 => kernel2::<Portable, f64, $f>(),
             _ => return None,
         }
     };
     ($rep:expr, bits, $f:ident) => {
         match $rep.size() {
             1 => kernel2::<S, u8, $f>(),
-            2 => kernel2::<S, u16, $f>(),
+            2 => kernel2::<Portable, u16, $f>(),
             4 => kernel2::<S, u32, $f>(),
-            _ => kernel2::<S, u64, $f>(),
+            _ => kernel2::<Portable, u64, $f>(),
         }
     };
     ($rep:expr, integer, $f:ident) => {
         match $rep {
-            Rep::I8 => kernel2::<S, i8, $f>(),
-            Rep::U8 => kernel2::<S, u8, $f>(),
-            Rep::I16 => kernel2::<S, i16, $f>(),
-            Rep::U16 => kernel2::<S, u16, $f>(),
+            Rep::I8 => kernel2::<Portable, i8, $f>(),
+            Rep::U8 => kernel2::<Portable, u8, $f>(),
+            Rep::I16 => kernel2::<Portable, i16, $f>(),
+            Rep::U16 => kernel2::<Portable, u16, $f>(),
             Rep::I32 => kernel2::<S, i32, $f>(),
             Rep::U32 => kernel2::<S, u32, $f>(),
-            Rep::I64 => kernel2::<S, i64, $f>(),
-            Rep::U64 => kernel2::<S, u64, $f>(),
+            Rep::I64 => kernel2::<Portable, i64, $f>(),
+            Rep::U64 => kernel2::<Portable, u64, $f>(),
             _ => return None,
         }
     };
@@ -351,9 +354,9 @@ pub(super) fn compare<S: Simd>(op: CompareOp, rep: Rep) -> Option<KernelFn> {
 pub(super) fn select<S: Simd>(size: usize) -> KernelFn {
     match size {
         1 => kernel3::<S, u8, u8, Select>(),
-        2 => kernel3::<S, u8, u16, Select>(),
+        2 => kernel3::<Portable, u8, u16, Select>(),
         4 => kernel3::<S, u8, u32, Select>(),
-        _ => kernel3::<S, u8, u64, Select>(),
+        _ => kernel3::<Portable, u8, u64, Select>(),
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) type KernelFn = unsafe fn(&Operands, usize);
 /// A function of one element.
 pub(crate) trait Map1<T> {
     /// Type of the result.
-    type Out: Copy;
+    type Out: Copy + Default;
 
     /// The function.
     fn map(x: T) -> Self::Out;
@@ -43,14 +43,18 @@ pub(crate) trait Map1<T> {
     where
         T: Copy,
     {
-        std::array::from_fn(|lane| Self::map(x[lane]))
+        let mut out = [Self::Out::default(); LANES];
+        for lane in 0..LANES {
+            out[lane] = Self::map(x[lane]);
+        }
+        out
     }
 }
 
 /// A function of two elements.
 pub(crate) trait Map2<T> {
     /// Type of the result.
-    type Out: Copy;
+    type Out: Copy + Default;
 
     /// The function.
     fn map(a: T, b: T) -> Self::Out;
@@ -175,7 +179,10 @@ impl<T: Copy, F: Map2<T>> Loop for Loop2<T, F> {
             // SAFETY: as in `Loop1`.
             unsafe {
                 let (a, b) = (operands.load::<T>(0, at), operands.load::<T>(1, at));
-                let out: [F::Out; LANES] = std::array::from_fn(|lane| F::map(a[lane], b[lane]));
+                let mut out = [F::Out::default(); LANES];
+                for lane in 0..LANES {
+                    out[lane] = F::map(a[lane], b[lane]);
+                }
                 operands.store(at, out);
             }
             at += LANES;
@@ -192,9 +199,11 @@ impl<M: Copy, T: Copy, F: Map3<M, T>> Loop for Loop3<M, T, F> {
             // SAFETY: as in `Loop1`.
             unsafe {
                 let a = operands.load::<M>(0, at);
-                let (b, c) = (operands.load::<T>(1, at), operands.load::<T>(2, at));
-                let out: [T; LANES] = std::array::from_fn(|lane| F::map(a[lane], b[lane], c[lane]));
-                operands.store(at, out);
+                let (mut b, c) = (operands.load::<T>(1, at), operands.load::<T>(2, at));
+                for lane in 0..LANES {
+                    b[lane] = F::map(a[lane], b[lane], c[lane]);
+                }
+                operands.store(at, b);
             }
             at += LANES;
             black_box(());
@@ -209,10 +218,12 @@ impl<T: Copy, F: Map4<T>> Loop for Loop4<T, F> {
         while at < n {
             // SAFETY: as in `Loop1`.
             unsafe {
-                let (a, b) = (operands.load::<T>(0, at), operands.load::<T>(1, at));
+                let (mut a, b) = (operands.load::<T>(0, at), operands.load::<T>(1, at));
                 let (c, d) = (operands.load::<T>(2, at), operands.load::<T>(3, at));
-                let out: [T; LANES] = std::array::from_fn(|lane| F::map(a[lane], b[lane], c[lane], d[lane]));
-                operands.store(at, out);
+                for lane in 0..LANES {
+                    a[lane] = F::map(a[lane], b[lane], c[lane], d[lane]);
+                }
+                operands.store(at, a);
             }
             at += LANES;
             black_box(());

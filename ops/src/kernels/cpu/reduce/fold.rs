@@ -47,7 +47,7 @@ bits! {
     f64: u64, f64::to_bits, f64::from_bits;
 }
 
-/// The loops of one kind of reduction on one type.
+/// The loops of one kind of reduction on one type. Types that networks seldom reduce have portable loops alone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Loops {
     /// Folds `n` elements, which follow each other (step 1) or are one block (step 0), beginning with the identity.
@@ -82,19 +82,19 @@ impl Loops {
             ReduceKind::Sum | ReduceKind::Prod if !rep.is_float() => {
                 let sum = kind == ReduceKind::Sum;
                 match (sum, rep.size()) {
-                    (true, 1) => Self::typed::<S, u8, Add>(),
-                    (true, 2) => Self::typed::<S, u16, Add>(),
+                    (true, 1) => Self::typed::<Portable, u8, Add>(),
+                    (true, 2) => Self::typed::<Portable, u16, Add>(),
                     (true, 4) => Self::typed::<S, u32, Add>(),
-                    (true, _) => Self::typed::<S, u64, Add>(),
-                    (false, 1) => Self::typed::<S, u8, Mul>(),
-                    (false, 2) => Self::typed::<S, u16, Mul>(),
+                    (true, _) => Self::typed::<Portable, u64, Add>(),
+                    (false, 1) => Self::typed::<Portable, u8, Mul>(),
+                    (false, 2) => Self::typed::<Portable, u16, Mul>(),
                     (false, 4) => Self::typed::<S, u32, Mul>(),
-                    (false, _) => Self::typed::<S, u64, Mul>(),
+                    (false, _) => Self::typed::<Portable, u64, Mul>(),
                 }
             }
-            ReduceKind::Sum if rep == Rep::F64 => Self::typed::<S, f64, Add>(),
+            ReduceKind::Sum if rep == Rep::F64 => Self::typed::<Portable, f64, Add>(),
             ReduceKind::Sum => Self::typed::<S, f32, Add>(),
-            ReduceKind::Prod if rep == Rep::F64 => Self::typed::<S, f64, Mul>(),
+            ReduceKind::Prod if rep == Rep::F64 => Self::typed::<Portable, f64, Mul>(),
             ReduceKind::Prod => Self::typed::<S, f32, Mul>(),
             ReduceKind::Min => Self::ordered::<S, Min>(rep),
             ReduceKind::Max | ReduceKind::ArgMax => Self::ordered::<S, Max>(rep),
@@ -108,16 +108,16 @@ impl Loops {
         F: Map2<f32, Out = f32> + Map2<f64, Out = f64> + 'static,
     {
         match rep {
-            Rep::I8 => Self::typed::<S, i8, F>(),
-            Rep::U8 => Self::typed::<S, u8, F>(),
-            Rep::I16 => Self::typed::<S, i16, F>(),
-            Rep::U16 => Self::typed::<S, u16, F>(),
+            Rep::I8 => Self::typed::<Portable, i8, F>(),
+            Rep::U8 => Self::typed::<Portable, u8, F>(),
+            Rep::I16 => Self::typed::<Portable, i16, F>(),
+            Rep::U16 => Self::typed::<Portable, u16, F>(),
             Rep::I32 => Self::typed::<S, i32, F>(),
-            Rep::U32 => Self::typed::<S, u32, F>(),
-            Rep::I64 => Self::typed::<S, i64, F>(),
-            Rep::U64 => Self::typed::<S, u64, F>(),
+            Rep::U32 => Self::typed::<Portable, u32, F>(),
+            Rep::I64 => Self::typed::<Portable, i64, F>(),
+            Rep::U64 => Self::typed::<Portable, u64, F>(),
             Rep::F32 => Self::typed::<S, f32, F>(),
-            Rep::F64 => Self::typed::<S, f64, F>(),
+            Rep::F64 => Self::typed::<Portable, f64, F>(),
         }
     }
 
@@ -155,8 +155,11 @@ struct Fold<T, F> {
 
 /// Combines two blocks lane by lane.
 #[inline(always)]
-fn lanewise<T: Copy, F: Map2<T, Out = T>>(a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
-    std::array::from_fn(|lane| F::map(a[lane], b[lane]))
+fn lanewise<T: Copy, F: Map2<T, Out = T>>(mut a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
+    for lane in 0..LANES {
+        a[lane] = F::map(a[lane], b[lane]);
+    }
+    a
 }
 
 impl<T: Copy, F: Map2<T, Out = T>> Task for Fold<T, F> {

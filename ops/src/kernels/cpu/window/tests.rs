@@ -54,14 +54,19 @@ fn expected(window: &Window, x: &[u64], other: &[u64]) -> Vec<f64> {
         for n in 0..windows {
             let places: Vec<usize> = places(window, n).iter().map(|place| outer * slice + place).collect();
             let best = || {
-                places.iter().copied().reduce(|best, at| if larger(dtype, x[at], x[best]) { at } else { best })
+                places
+                    .iter()
+                    .copied()
+                    .reduce(|best, at| if larger(dtype, x[at], x[best]) { at } else { best })
             };
             let at = outer * windows + n;
             match window.kind {
                 WindowKind::Max => out[at] = number(x[best().expect("windows hold an element")]),
                 WindowKind::Sum => out[at] = places.iter().map(|place| number(x[*place])).sum(),
                 WindowKind::GatherAtMax => out[at] = number(other[best().expect("windows hold an element")]),
-                WindowKind::ScatterToMax => out[best().expect("windows hold an element")] += number(other[at]),
+                WindowKind::ScatterToMax => {
+                    out[best().expect("windows hold an element")] += number(other[at])
+                }
                 WindowKind::Spread => places.iter().for_each(|place| out[*place] += number(other[at])),
             }
         }
@@ -75,7 +80,8 @@ fn check(window: &Window, x: &Memory, other: &Memory, context: &str) {
         (0..memory.bytes().len() / dtype.size()).map(|at| read(memory.bytes(), dtype, at)).collect()
     };
     let expected = expected(window, &bits(x), &bits(other));
-    let tensor = |memory: &Memory| (TensorType::new(dtype, &[memory.bytes().len() / dtype.size()]), memory.clone());
+    let tensor =
+        |memory: &Memory| (TensorType::new(dtype, &[memory.bytes().len() / dtype.size()]), memory.clone());
     let inputs = match window.kind {
         WindowKind::Max | WindowKind::Sum => vec![tensor(x)],
         WindowKind::Spread => vec![tensor(other)],
@@ -119,7 +125,15 @@ fn random_window(random: &mut Random) -> Option<Window> {
         stride: Vec::new(),
         pad_low: Vec::new(),
         pad_high: Vec::new(),
-        dtype: random.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::U8]),
+        dtype: random.pick(&[
+            DType::F32,
+            DType::F32,
+            DType::F16,
+            DType::BF16,
+            DType::F64,
+            DType::I32,
+            DType::U8,
+        ]),
     };
     for _ in 0..rank {
         let (input, size) = (1 + random.below(11), 1 + random.below(4));
@@ -162,7 +176,9 @@ fn random_windows_match_the_definition() {
 #[test]
 fn pooling_by_two_matches_the_definition_on_every_size_and_with_nan() {
     let mut random = Random::new(2);
-    for (height, width) in [(28, 28), (8, 8), (4, 4), (14, 14), (5, 7), (2, 3), (1, 4), (3, 1), (2, 2), (6, 70)] {
+    for (height, width) in
+        [(28, 28), (8, 8), (4, 4), (14, 14), (5, 7), (2, 3), (1, 4), (3, 1), (2, 2), (6, 70)]
+    {
         for kind in [WindowKind::Max, WindowKind::ScatterToMax] {
             for outer in [1, 5, 67] {
                 let window = Window {
