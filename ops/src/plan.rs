@@ -327,17 +327,12 @@ impl<'a> Planner<'a> {
         ranges.extend(by_value.into_values());
         ranges.sort_by_key(|range| (std::cmp::Reverse(range.bytes), range.first, range.last));
         self.workspaces = vec![0; lowered.len()];
-        // Ranges already placed, by the launches during which they live.
+        // Ranges already placed, in order of their offsets, with the launches during which they live.
         let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
         for range in ranges {
-            let mut busy: Vec<(u64, u64)> = placed
-                .iter()
-                .filter(|(_, _, first, last)| *first <= range.last && range.first <= *last)
-                .map(|&(start, end, _, _)| (start, end))
-                .collect();
-            busy.sort_unstable();
             let mut offset = 0;
-            for (start, end) in busy {
+            let meets = |first: usize, last: usize| first <= range.last && range.first <= last;
+            for &(start, end, ..) in placed.iter().filter(|&&(_, _, first, last)| meets(first, last)) {
                 if offset + range.bytes <= start {
                     break;
                 }
@@ -345,7 +340,8 @@ impl<'a> Planner<'a> {
             }
             let end = offset + range.bytes;
             self.arena_bytes = self.arena_bytes.max(end);
-            placed.push((offset, end, range.first, range.last));
+            let place = placed.partition_point(|&(start, ..)| start <= offset);
+            placed.insert(place, (offset, end, range.first, range.last));
             match range.target {
                 Ok(value) => self.places[value] = Some(Place::Arena(offset)),
                 Err(position) => self.workspaces[position] = offset,
