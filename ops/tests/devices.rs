@@ -3,7 +3,8 @@
 mod common;
 
 use halite_ops::registry::{self, Mismatch, OpRecord};
-use halite_ops::{DType, Engine, Error};
+use halite_ops::{DType, Engine, Error, FallbackCount};
+use std::collections::BTreeSet;
 
 /// Failures that are printed before a test stops counting them one by one.
 const SHOWN: usize = 40;
@@ -12,7 +13,7 @@ const SHOWN: usize = 40;
 struct Report {
     passed: usize,
     fallbacks: usize,
-    missing: Vec<String>,
+    missing: BTreeSet<String>,
     failures: Vec<String>,
 }
 
@@ -43,31 +44,35 @@ fn try_all(
                 record.dtypes.iter().filter(|&&dtype| sample.accepts(dtype) && wanted(&record, dtype))
             {
                 let call = format!("{} {dtype}, {}", record.name, sample.name);
-                let before: u64 = engine.stats().fallbacks.iter().map(|fallback| fallback.count).sum();
+                let before = engine.stats().fallbacks;
                 match registry::check_on(engine, &record, sample, dtype) {
                     Ok(()) => report.passed += 1,
                     Err(Mismatch::NoKernel(Error::NoKernel { op, reason, .. }))
                         if !common::claims(engine, &op) =>
                     {
-                        let line = format!("{op}: {reason}");
-                        if !report.missing.contains(&line) {
-                            report.missing.push(line);
-                        }
+                        report.missing.insert(format!("{op}: {reason}"));
                     }
                     Err(mismatch) => report.failures.push(format!("{call}: {mismatch}")),
                 }
-                let stats = engine.stats();
-                let after: u64 = stats.fallbacks.iter().map(|fallback| fallback.count).sum();
-                if after > before {
-                    report.fallbacks += 1;
-                    let inputs = sample.inputs_on(engine, dtype).unwrap();
-                    let result = sample.call(engine, dtype, &inputs).unwrap().dtype();
-                    let mut types = vec![dtype, result];
-                    types.extend(inputs.iter().map(|input| input.dtype()));
-                    if types.into_iter().all(&must_be_native) {
-                        let reasons: Vec<_> =
-                            stats.fallbacks.iter().map(|f| format!("{} ({})", f.op, f.reason)).collect();
-                        report.failures.push(format!("{call}: fell back; so far {}", reasons.join(", ")));
+                let after = engine.stats().fallbacks;
+                let fallbacks: Vec<&FallbackCount> =
+                    after.iter().filter(|&count| !before.contains(count)).collect();
+                if fallbacks.is_empty() {
+                    continue;
+                }
+                report.fallbacks += 1;
+                let inputs = sample.inputs_on(engine, dtype).unwrap();
+                let result = sample.call(engine, dtype, &inputs).unwrap().dtype();
+                let mut types = vec![dtype, result];
+                types.extend(inputs.iter().map(|input| input.dtype()));
+                if !types.into_iter().all(&must_be_native) {
+                    continue;
+                }
+                for FallbackCount { op, reason, .. } in fallbacks {
+                    if common::claims(engine, op) {
+                        report.failures.push(format!("{call}: {op} fell back: {reason}"));
+                    } else {
+                        report.missing.insert(format!("{op}: {reason}"));
                     }
                 }
             }
