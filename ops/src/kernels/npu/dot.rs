@@ -42,7 +42,7 @@ struct Sizes {
 impl Sizes {
     fn new(dot: &Dot, [m, n, k]: [usize; 3], size: usize) -> Self {
         let mut m = m.min(dot.m.next_multiple_of(TILE)).max(TILE);
-        let mut n = n.min(dot.n.next_multiple_of(TILE)).max(TILE).min(ON_CHIP.bias / 4);
+        let mut n = n.min(dot.n.next_multiple_of(TILE)).clamp(TILE, ON_CHIP.bias / 4);
         while m * n * 4 > ON_CHIP.l0c {
             if m > n { m = (m / 2).next_multiple_of(TILE) } else { n = (n / 2).next_multiple_of(TILE) }
         }

@@ -24,7 +24,14 @@ use crate::lower::{KernelOp, KernelVariant, LowerRequest, Lowered, Unservable};
 /// Every NPU program variant.
 pub fn variants() -> Vec<KernelVariant> {
     let variant = |op: &str, name: &str| KernelVariant::new(op, name, emit::FORMAT, &[], lower);
-    vec![variant("elementwise", "vector"), variant("reduce", "vector"), variant("pad", "vector")]
+    vec![
+        variant("elementwise", "vector"),
+        variant("reduce", "vector"),
+        variant("dot_general", "cube"),
+        variant("conv_general", "cube_im2col"),
+        variant("window_reduce", "vector"),
+        variant("pad", "vector"),
+    ]
 }
 
 fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {

@@ -279,11 +279,12 @@ impl<'a> Core<'a> {
         operand.resolve(&self.registers)
     }
 
-    /// A count: not negative, and small enough for sums of products of counts to stay in range.
+    /// A count: not negative, and so small (no memory of a core has as many bytes) that products of two and an element's
+    /// size stay far from overflow.
     pub(super) fn count(&self, field: &'static str, operand: Operand) -> Result<i64, Fault> {
         let value = self.value(operand);
-        if !(0..=i64::from(i32::MAX)).contains(&value) {
-            return Err(Fault::Field { field, value, required: "it must be from 0 to 2147483647" });
+        if !(0..1 << 24).contains(&value) {
+            return Err(Fault::Field { field, value, required: "it must be from 0 to 16777215" });
         }
         Ok(value)
     }

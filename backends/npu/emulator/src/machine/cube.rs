@@ -31,6 +31,27 @@ pub(super) struct Image {
     up: [i64; 2],
 }
 
+impl Image {
+    /// Row and column of each position's window, with the padding taken off.
+    fn corners(&self, part: Part, ys: &mut Vec<i64>, xs: &mut Vec<i64>) {
+        let corner = |at: i64, axis: usize| at * self.stride[axis] - self.pad[axis];
+        let positions = part.position..part.position + part.positions;
+        ys.clear();
+        ys.extend(positions.clone().map(|position| corner(position / self.out_width, 0)));
+        xs.clear();
+        xs.extend(positions.map(|position| corner(position % self.out_width, 1)));
+    }
+
+    /// The pixel on an axis at a place among pixels that stand `up` apart, if there is one.
+    fn place(&self, at: i64, axis: usize, size: i64) -> Option<i64> {
+        let up = self.up[axis];
+        if up == 1 {
+            return (0..size).contains(&at).then_some(at);
+        }
+        (at >= 0 && at % up == 0 && at / up < size).then(|| at / up)
+    }
+}
+
 /// The cube's operands as it multiplies them, kept between steps to save their allocation.
 #[derive(Default)]
 pub(super) struct Panels {
@@ -203,34 +224,39 @@ impl Core<'_> {
             if positions_are_outer { (part.positions, columns) } else { (columns, part.positions) };
         let layout = Fractals::new(l0, dst, operand, lanes as i64, outer, k)?;
 
-        let pixel = |position: i64, block: i64| -> Option<usize> {
+        let [ys, xs] = &mut self.memories.offsets;
+        image.corners(part, ys, xs);
+        for number in 0..part.blocks as usize {
+            let block = part.block + number as i64;
             let (channel_block, tap) = (block / taps, block % taps);
-            let place = |at: i64, tap: i64, axis: usize, size: i64| {
-                let at = at * image.stride[axis] + tap * image.dilation[axis] - image.pad[axis];
-                (at >= 0 && at % image.up[axis] == 0 && at / image.up[axis] < size)
-                    .then(|| at / image.up[axis])
+            let shift =
+                [tap / image.kernel[1] * image.dilation[0], tap % image.kernel[1] * image.dilation[1]];
+            let plane = src + (channel_block * pixels) as usize * BLOCK_BYTES;
+            let at = |position: usize| {
+                let y = image.place(ys[position] + shift[0], 0, image.height)?;
+                let x = image.place(xs[position] + shift[1], 1, image.width)?;
+                Some(plane + (y * image.width + x) as usize * BLOCK_BYTES)
             };
-            let y = place(position / image.out_width, tap / image.kernel[1], 0, image.height)?;
-            let x = place(position % image.out_width, tap % image.kernel[1], 1, image.width)?;
-            Some(src + (channel_block * pixels + y * image.width + x) as usize * BLOCK_BYTES)
-        };
-        if positions_are_outer {
-            layout.copy_blocks(l0, |position, block| {
-                match pixel(part.position + position as i64, part.block + block as i64) {
-                    Some(at) => l1.slice(at, 4),
-                    None => &[0; 4],
+            let positions = 0..part.positions as usize;
+            if positions_are_outer {
+                for position in positions {
+                    let to = l0.slice_mut::<u64>(layout.block_at(position, number), 4);
+                    match at(position) {
+                        Some(at) => to.copy_from_slice(l1.slice(at, 4)),
+                        None => to.fill(0),
+                    }
                 }
-            });
-        } else if dtype == DType::F32 {
-            layout.scatter_blocks::<u32>(l0, |position, block| {
-                pixel(part.position + position as i64, part.block + block as i64)
-                    .map(|at| l1.slice(at, lanes))
-            });
-        } else {
-            layout.scatter_blocks::<u16>(l0, |position, block| {
-                pixel(part.position + position as i64, part.block + block as i64)
-                    .map(|at| l1.slice(at, lanes))
-            });
+            } else if dtype == DType::F32 {
+                let first = number * lanes;
+                positions.for_each(|k| {
+                    layout.scatter_block::<u32>(l0, first, k, at(k).map(|at| l1.slice(at, lanes)))
+                });
+            } else {
+                let first = number * lanes;
+                positions.for_each(|k| {
+                    layout.scatter_block::<u16>(l0, first, k, at(k).map(|at| l1.slice(at, lanes)))
+                });
+            }
         }
         Ok(Work { elements: (outer * k) as u64, ..Work::default() })
     }
@@ -516,23 +542,21 @@ impl Fractals {
         }
     }
 
-    /// Loads blocks of consecutive outer indices; `block` gives that of a k and a block, `None` for zeros.
-    fn scatter_blocks<'a, T: bytemuck::Pod>(
+    /// Loads a block of consecutive outer indices from `first` on at one k; `None` for zeros.
+    fn scatter_block<T: bytemuck::Pod>(
         &self,
         l0: &mut LocalMemory,
-        block: impl Fn(usize, usize) -> Option<&'a [T]>,
+        first: usize,
+        k: usize,
+        block: Option<&[T]>,
     ) {
-        let all = l0.all_mut::<T>();
-        let zeros = [T::zeroed(); TILE];
-        for outer_block in 0..self.outer / self.lanes {
-            for k in 0..self.k {
-                let from = block(k, outer_block).unwrap_or(&zeros[..self.lanes]);
-                for (lane, &value) in from.iter().enumerate() {
-                    let outer = outer_block * self.lanes + lane;
-                    let at = self.block_at(outer, k / self.lanes) / size_of::<T>() + k % self.lanes;
-                    all[at] = value;
-                }
-            }
+        // A block never crosses fractals: it has as many elements as one has rows, or half of that.
+        let start = self.block_at(first, k / self.lanes) / size_of::<T>() + k % self.lanes;
+        let stride = BLOCK_BYTES / size_of::<T>();
+        let to = l0.all_mut::<T>()[start..].iter_mut().step_by(stride).take(self.lanes);
+        match block {
+            Some(block) => to.zip(block).for_each(|(to, &value)| *to = value),
+            None => to.for_each(|to| *to = T::zeroed()),
         }
     }
 

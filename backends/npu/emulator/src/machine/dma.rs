@@ -314,7 +314,7 @@ impl Core<'_> {
         }
         let (size, lanes) = (dtype.size(), dtype.block_len());
         let blocks = (pad_cols as usize).div_ceil(lanes);
-        // Products of two 31-bit numbers and 32 stay below 2^63.
+        // Products of two counts and 32 stay below 2^63.
         let extent = ((blocks as i64 - 1) * pitch + pad_rows) * 32;
         let l1 = self.memories.l1.target(self.value(dst), extent)?;
 

@@ -218,6 +218,20 @@ pub(super) fn binary_int<T: Int>(op: BinaryOp, lhs: &[T], rhs: &[T], out: &mut [
     each!(Add Sub Mul Div Rem Pow Max Min And Or Xor Shl Shr MulHigh);
 }
 
+/// `out = src / by`, or the remainder, for a positive divisor: a product with its reciprocal instead of a division.
+pub(super) fn divide_i32(src: &[i32], by: i32, remainder: bool, out: &mut [i32]) {
+    let by = by.unsigned_abs();
+    // With 2^(l-1) < by <= 2^l and m = ceil(2^(31+l) / by), n * m / 2^(31+l) is n / by plus less than n / 2^31 / by,
+    // so for n <= 2^31 rounding down gives the quotient. m <= 2^32, so the product fits in 64 bits.
+    let shift = 31 + by.next_power_of_two().trailing_zeros();
+    let m = (1_u64 << shift).div_ceil(by.into());
+    for (out, &value) in out.iter_mut().zip(src) {
+        let quotient = (u64::from(value.unsigned_abs()) * m >> shift) as i32;
+        let quotient = if value < 0 { quotient.wrapping_neg() } else { quotient };
+        *out = if remainder { value.wrapping_sub(quotient.wrapping_mul(by as i32)) } else { quotient };
+    }
+}
+
 /// `out = op src` on integers.
 pub(super) fn unary_int<T: Int>(op: UnaryOp, src: &[T], out: &mut [T]) {
     for (out, &value) in out.iter_mut().zip(src) {
@@ -293,6 +307,21 @@ mod tests {
         assert!(maximum(-0.0, -0.0).is_sign_negative());
         assert_eq!(maximum(2.0, f32::INFINITY), f32::INFINITY);
         assert_eq!(minimum(2.0, -3.0), -3.0);
+    }
+
+    #[test]
+    fn division_by_reciprocal_is_division() {
+        let values: Vec<i32> = (-70..70)
+            .chain([i32::MIN, i32::MIN + 1, i32::MAX, i32::MAX - 1])
+            .chain((0..2000).map(|i| i * 1_048_583))
+            .collect();
+        let mut out = vec![0; values.len()];
+        for by in (1..300).chain([4096, 65_535, 65_537, 1 << 30, i32::MAX - 1, i32::MAX]) {
+            divide_i32(&values, by, false, &mut out);
+            assert!(values.iter().zip(&out).all(|(value, out)| value / by == *out), "by {by}");
+            divide_i32(&values, by, true, &mut out);
+            assert!(values.iter().zip(&out).all(|(value, out)| value % by == *out), "by {by}");
+        }
     }
 
     #[test]

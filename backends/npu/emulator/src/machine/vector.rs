@@ -312,6 +312,12 @@ impl Core<'_> {
                 let (lhs, rhs) = if reverse { (&scalar, &values) } else { (&values, &scalar) };
                 numeric::binary_f32(op, &lhs[..n], &rhs[..n], &mut out[..n]);
                 write_f32(ub, dtype, dst, &out[..n]);
+            } else if let (DType::I32, BinaryOp::Div | BinaryOp::Rem, false, 1..) =
+                (dtype, op, reverse, bits as i32)
+            {
+                let mut out = [0; CHUNK];
+                numeric::divide_i32(ub.slice(src, n), bits as i32, op == BinaryOp::Rem, &mut out[..n]);
+                ub.slice_mut(dst, n).copy_from_slice(&out[..n]);
             } else {
                 with_int!(dtype, T => {
                     let scalar = [T::wrap(bits); CHUNK];
@@ -457,17 +463,20 @@ impl Core<'_> {
         let index = self.memories.ub.source(index, count * 4)?;
         let dst = self.memories.ub.target(dst, count * size)?;
         let ub = &mut self.memories.ub;
-        for position in 0..count as usize {
-            let at = ub.slice::<u32>(index + position * 4, 1)[0];
-            if i64::from(at) >= limit {
-                return Err(Fault::Index { position, index: at, limit });
+        let (count, limit) = (count as usize, limit as usize);
+        with_bits!(dtype, T => for start in (0..count).step_by(CHUNK) {
+            let n = CHUNK.min(count - start);
+            let mut out: [T; CHUNK] = [0; CHUNK];
+            let (indices, values) = (ub.slice::<u32>(index + start * 4, n), ub.slice::<T>(src, limit));
+            for (i, (out, &at)) in out.iter_mut().zip(indices).enumerate() {
+                let Some(&value) = values.get(at as usize) else {
+                    return Err(Fault::Index { position: start + i, index: at, limit: limit as i64 });
+                };
+                *out = value;
             }
-            with_bits!(dtype, T => {
-                let all = ub.all_mut::<T>();
-                all[dst / size_of::<T>() + position] = all[src / size_of::<T>() + at as usize];
-            });
-        }
-        Ok(count)
+            ub.slice_mut::<T>(dst + start * size_of::<T>(), n).copy_from_slice(&out[..n]);
+        });
+        Ok(count as i64)
     }
 }
 

@@ -3,6 +3,7 @@
 mod contraction;
 mod elementwise;
 mod reference;
+mod speed;
 mod window;
 
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};

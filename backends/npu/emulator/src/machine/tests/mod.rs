@@ -1,6 +1,7 @@
 //! Programs made by the builder, run on the machine and compared with plain loops in f64.
 
 mod control;
+mod hostile;
 mod matrix;
 mod speed;
 mod transfer;
