@@ -151,8 +151,9 @@ pub trait ConvElement: Copy + Send + Sync + 'static {
 ///    order, on any threads, each thread with its own scratch memory of [`ConvPlan::scratch_bytes`].
 ///    A phase starts when the one before it has finished.
 ///
-/// The result does not depend on the number of threads or the order of groups. NaN and infinities
-/// propagate as IEEE 754 says; padding counts as zeros, which a NaN weight makes NaN.
+/// The result does not depend on the number of threads or the order of groups. NaN and infinities in the
+/// tensors propagate as IEEE 754 says. Products with padding are left out where that is faster, so
+/// whether padding times a NaN or an infinity makes NaN is not specified.
 #[derive(Debug, Clone)]
 pub struct ConvPlan<T> {
     isa: Isa,

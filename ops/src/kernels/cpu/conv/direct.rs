@@ -148,25 +148,27 @@ pub(super) unsafe fn run<S: Simd, T: Element>(
                 // SAFETY: the tile buffer holds the finished chunk of every image.
                 unsafe {
                     let tile = tile.add(image * image_pixels * width);
-                    flush::<S, T>(job, item, image, tile, block, width, row0, rows);
+                    flush::<S, T>(job, item, &Chunk { tile, image, block, width, row0, rows });
                 }
             }
         }
     }
 }
 
-/// Adds the bias, takes the ReLU, and transposes a chunk of finished pixels into the output planes.
-#[inline(always)]
-unsafe fn flush<S: Simd, T: Element>(
-    job: &CorrelationJob<T>,
-    item: &Item<'_>,
-    image: usize,
+/// Finished pixels of one image: `rows` rows from `row0`, `width` planes from `block`.
+struct Chunk {
     tile: *mut f32,
+    image: usize,
     block: usize,
     width: usize,
     row0: usize,
     rows: usize,
-) {
+}
+
+/// Adds the bias, takes the ReLU, and transposes a chunk into the output planes.
+#[inline(always)]
+unsafe fn flush<S: Simd, T: Element>(job: &CorrelationJob<T>, item: &Item<'_>, chunk: &Chunk) {
+    let &Chunk { tile, image, block, width, row0, rows } = chunk;
     let corr = job.corr;
     let len = item.x_phase.len;
     let planes = width.min(item.planes - block);
@@ -349,10 +351,10 @@ unsafe fn step<S: Simd, const R: usize, const M: usize, const V: usize>(
         let w: [S::V; V] = from_fn(|v| S::load(weights.add(v * S::LANES)));
         for (r, acc) in acc.iter_mut().enumerate() {
             let x = x.add(r * row);
-            for m in first..end {
-                let x = S::splat(*x.add(m));
+            for (m, acc) in acc[first..end].iter_mut().enumerate() {
+                let x = S::splat(*x.add(first + m));
                 for v in 0..V {
-                    acc[m][v] = S::mul_add(x, w[v], acc[m][v]);
+                    acc[v] = S::mul_add(x, w[v], acc[v]);
                 }
             }
         }

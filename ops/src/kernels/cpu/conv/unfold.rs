@@ -51,36 +51,41 @@ pub(super) unsafe fn pack_weights<T: Element>(
     }
 }
 
-/// Unfolds `rows` output rows of a window from row `row0`: `dst[k][row * len + q]`.
-///
-/// # Safety
-/// The contract of [`Simd`]; the window covers the rows, and `dst` has room for the matrix and two vectors.
-#[inline(always)]
-pub(super) unsafe fn unfold<S: Simd>(
-    window: &Window,
-    src: *const f32,
-    src_planes: usize,
-    taps: &[Tap],
-    row_step: usize,
-    rows: usize,
-    len: usize,
-    dst: *mut f32,
-) {
-    let mut to = dst;
-    // SAFETY: rows are written in order, so what a vector writes past its row is overwritten or lies in
-    // the spare room at the end; the window has room to read a vector past its last row as well.
-    unsafe {
-        for plane in 0..src_planes {
-            for tap in taps {
-                let mut from = src.add(plane * window.plane + tap.window);
-                for _ in 0..rows {
-                    let mut q = 0;
-                    while q < len {
-                        S::store(to.add(q), S::load(from.add(q)));
-                        q += S::LANES;
+/// What a row of outputs reads.
+pub(super) struct Rows<'a> {
+    pub(super) window: &'a Window,
+    pub(super) src_planes: usize,
+    pub(super) taps: &'a [Tap],
+    /// Window rows from one output row to the next.
+    pub(super) step: usize,
+    /// Outputs of a row.
+    pub(super) len: usize,
+}
+
+impl Rows<'_> {
+    /// Unfolds `rows` output rows of the window from `src` on: `dst[k][row * len + q]`.
+    ///
+    /// # Safety
+    /// The contract of [`Simd`]; the window covers the rows, and `dst` has room for the matrix and two
+    /// vectors.
+    #[inline(always)]
+    pub(super) unsafe fn unfold<S: Simd>(&self, src: *const f32, rows: usize, dst: *mut f32) {
+        let mut to = dst;
+        // SAFETY: rows are written in order, so what a vector writes past its row is overwritten or lies
+        // in the spare room at the end; the window has room to read a vector past its last row as well.
+        unsafe {
+            for plane in 0..self.src_planes {
+                for tap in self.taps {
+                    let mut from = src.add(plane * self.window.plane + tap.window);
+                    for _ in 0..rows {
+                        let mut q = 0;
+                        while q < self.len {
+                            S::store(to.add(q), S::load(from.add(q)));
+                            q += S::LANES;
+                        }
+                        to = to.add(self.len);
+                        from = from.wrapping_add(self.step * self.window.row);
                     }
-                    to = to.add(len);
-                    from = from.add(row_step * window.row);
                 }
             }
         }
@@ -115,7 +120,9 @@ pub(super) unsafe fn run<S: Simd, T: Element>(
         // caller's; the buffers were sized for a chunk by `scratch_len`.
         unsafe {
             let src = window.add(row0 * step * item.window.row);
-            unfold::<S>(item.window, src, corr.src_planes, item.taps, step, rows, len, matrix);
+            let source =
+                Rows { window: item.window, src_planes: corr.src_planes, taps: item.taps, step, len };
+            source.unfold::<S>(src, rows, matrix);
             let out = item.out_at(job.out, corr, 0, 0);
             let (dst, dst_row) = if in_place {
                 (out.cast::<f32>().add((item.row0 + row0) * len), out_plane)

@@ -13,7 +13,7 @@ use std::array::from_fn;
 use std::ops::Range;
 
 use super::geometry::{AxisTap, Correlation, Tap, share};
-use super::unfold::unfold;
+use super::unfold::Rows;
 use super::window::{Planes, Window};
 use super::{Method, method_for};
 use crate::kernels::cpu::simd::{Element, MAX_LANES, Scratch, Simd, Task};
@@ -528,16 +528,14 @@ unsafe fn inner<S: Simd, T: Element>(
             let extent = extent(plan, item);
             let pixels = extent.rows * len;
             fill_window::<S, T>(plan, job, channels, extent.image, &extent, window);
-            unfold::<S>(
-                &plan.window,
-                window,
-                corr.src_planes,
-                &plan.taps,
-                corr.y.step,
-                extent.rows,
+            let source = Rows {
+                window: &plan.window,
+                src_planes: corr.src_planes,
+                taps: &plan.taps,
+                step: corr.y.step,
                 len,
-                matrix,
-            );
+            };
+            source.unfold::<S>(window, extent.rows, matrix);
             let dy = (extent.image * corr.channel_groups + channels) * planes * out_plane;
             let dy = job.dy.add(dy + extent.row0 * len);
             let (gradient, gradient_row) = if T::IS_F32 {

@@ -83,7 +83,7 @@ const MARGIN: usize = 64;
 fn run<T: Number>(plan: &GemmPlan<T>, a: &[T], b: &[T], c: &mut [T], bias: &[T]) {
     let mut scratch = vec![0xFF; plan.scratch_bytes() + 1];
     let groups = plan.groups();
-    let stride = (1..).find(|s| s % 7 == 3 && groups % s != 0 || *s > groups).unwrap_or(1);
+    let stride = (1..).find(|s| s % 7 == 3 && !groups.is_multiple_of(*s) || *s > groups).unwrap_or(1);
     let mut order: Vec<u32> = (0..groups).collect();
     order.sort_by_key(|g| (g * stride) % groups.max(1));
     for group in order {
