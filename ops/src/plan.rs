@@ -262,8 +262,13 @@ impl<'a> Planner<'a> {
                     (Fallback::Cpu, Some(fallback)) => fallback.clone(),
                     _ => return Err(Error::NoKernel { device, op, reason }),
                 };
-                let own = fallback.lower(&unit.op, &inputs, &outputs)?;
-                self.loaded(unit, &fallback, own, Some(reason))
+                match fallback.lower(&unit.op, &inputs, &outputs) {
+                    Ok(own) => self.loaded(unit, &fallback, own, Some(reason)),
+                    Err(Error::NoKernel { device: other, reason: theirs, .. }) => {
+                        Err(Error::NoKernel { device, op, reason: format!("{reason}; nor on {other}: {theirs}") })
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Err(error) => Err(error),
         }
