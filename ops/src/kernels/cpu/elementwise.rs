@@ -21,7 +21,7 @@ pub(crate) mod tests;
 
 use super::simd::Isa;
 use super::{requirements, supports};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Step, StepOp, View};
 use crate::lower::{KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Signature, Workgroup};
 use lanes::LANES;
@@ -133,6 +133,30 @@ fn lower(isa: Isa, cluster: &Cluster, request: &LowerRequest<'_>) -> Result<Lowe
     kernel.scratch_bytes = scratch_bytes;
     kernel.requires = requirements(isa).iter().map(|&feature| feature.to_owned()).collect();
     Ok(Lowered::single(Launch { source: KernelSource::Native(kernel), grid: [groups, 1, 1], args }))
+}
+
+/// A launch that converts `n` elements, or copies them.
+pub(crate) fn cast_launch(
+    isa: Isa,
+    n: usize,
+    (from, from_dtype): (LaunchArg, DType),
+    (to, to_dtype): (LaunchArg, DType),
+    cores: usize,
+) -> Result<Launch, Unservable> {
+    let mut cluster = Cluster::copy(&[n], View::contiguous(from_dtype, &[n]));
+    cluster.steps.push(Step { op: StepOp::Cast(0), dtype: to_dtype });
+    cluster.outputs = vec![1];
+    let program = Program::compile(isa, cluster, &[n], None, Outputs::Store)?;
+    let (groups, share) = shares(n, program.instructions(), cores);
+    let buffer = |dtype, access| ArgType::Buffer { dtype, access };
+    let signature = Signature::new(vec![buffer(from_dtype, Access::Read), buffer(to_dtype, Access::Write)]);
+    let scratch_bytes = program.scratch_bytes();
+    let run = move |group: &mut Workgroup<'_>| run_share(&program, group, 1, 2, share);
+    let name = format!("elementwise_{from_dtype}_{to_dtype}_{}", isa.name());
+    let mut kernel = NativeKernel::new(name, signature, run);
+    kernel.scratch_bytes = scratch_bytes;
+    kernel.requires = requirements(isa).iter().map(|&feature| feature.to_owned()).collect();
+    Ok(Launch { source: KernelSource::Native(kernel), grid: [groups, 1, 1], args: vec![from, to] })
 }
 
 /// Whether every view has a stride per axis, which merging axes relies on.

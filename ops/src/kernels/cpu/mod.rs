@@ -4,11 +4,14 @@
 //! variants `avx512`, `avx2` and `portable`, compiled from one source.
 
 pub mod conv;
+pub mod conv_general;
+pub mod dot_general;
 pub mod elementwise;
 pub mod gemm;
 pub mod pad;
 pub mod reduce;
 pub mod simd;
+mod widen;
 pub mod window;
 
 #[cfg(test)]
@@ -19,7 +22,15 @@ use simd::Isa;
 
 /// Every kernel variant of the CPU, the best of each op first.
 pub fn variants() -> Vec<KernelVariant> {
-    [elementwise::variants(), reduce::variants(), window::variants(), pad::variants()].concat()
+    [
+        elementwise::variants(),
+        reduce::variants(),
+        dot_general::variants(),
+        conv_general::variants(),
+        window::variants(),
+        pad::variants(),
+    ]
+    .concat()
 }
 
 /// The device features that code for `isa` needs, by the names that the CPU backend reports.

@@ -193,6 +193,7 @@ mod tests {
     use crate::kernels::cpu::elementwise::tests::is_available;
     use crate::kernels::cpu::harness::{Memory, Random, execute};
     use crate::lower::TensorType;
+    use halite_hal::DType;
 
     /// The result, element by element.
     fn expected(pad: &Pad, x: &[u8]) -> Vec<u64> {

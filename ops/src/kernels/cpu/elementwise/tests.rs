@@ -2,7 +2,7 @@
 
 use super::reference::{float, interpret, read};
 use super::*;
-use crate::cluster::{BinaryOp, CompareOp, Literal, Step, StepOp, UnaryOp, View, contiguous_strides};
+use crate::cluster::{BinaryOp, CompareOp, Literal, UnaryOp, contiguous_strides};
 use crate::kernels::cpu::harness::{Memory, Random, execute};
 use crate::lower::TensorType;
 use halite_hal::{Scalar, as_bytes};
