@@ -178,6 +178,9 @@ impl<'a> Evaluator<'a> {
         let mut run = Run::new(self, &mut e, &arguments, &tile, &mut slots, 0);
         run.loads();
         run.steps();
+        for &output in &self.program.outputs {
+            run.in_slot(output);
+        }
         slots.users.len().max(1)
     }
 

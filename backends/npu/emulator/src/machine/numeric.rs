@@ -226,7 +226,7 @@ pub(super) fn divide_i32(src: &[i32], by: i32, remainder: bool, out: &mut [i32])
     let shift = 31 + by.next_power_of_two().trailing_zeros();
     let m = (1_u64 << shift).div_ceil(by.into());
     for (out, &value) in out.iter_mut().zip(src) {
-        let quotient = (u64::from(value.unsigned_abs()) * m >> shift) as i32;
+        let quotient = ((u64::from(value.unsigned_abs()) * m) >> shift) as i32;
         let quotient = if value < 0 { quotient.wrapping_neg() } else { quotient };
         *out = if remainder { value.wrapping_sub(quotient.wrapping_mul(by as i32)) } else { quotient };
     }

@@ -213,15 +213,27 @@ fn every_function_of_every_dtype_agrees() {
 }
 
 #[test]
-fn a_tile_is_loaded_before_it_is_stored_so_outputs_may_replace_inputs() {
-    // The launch is told in its signature; here the program itself is looked at on a machine with one buffer.
-    let npu = Npu::new(1);
-    let program = fused(&[9001]);
-    let lowered = npu.lower(&KernelOp::Elementwise(program), &[], &[]);
-    let halite_hal::KernelSource::Binary { signature, .. } = &lowered.launches[0].source else {
-        panic!("a builder makes programs");
-    };
-    assert!(signature.in_place);
+fn outputs_may_replace_inputs_that_are_read_densely() {
+    let mut random = Random::new(7);
+    for cores in [1, 4] {
+        let npu = Npu::new(cores);
+        let program = fused(&[9001]);
+        let types: Vec<_> =
+            (0..program.outputs.len()).map(|n| ty(program.output_dtype(n), &[9001])).collect();
+        let inputs = [f32_bytes(&random.units(9001)), f32_bytes(&random.units(9001))];
+        let scalars = [Scalar::F32(-1.5), Scalar::I32(7)];
+        let op = KernelOp::Elementwise(program.clone());
+        let results = npu.run_in_place(&op, &inputs, &types, &scalars);
+        let expected = evaluate(&program, &inputs, &scalars);
+        for (n, (bytes, expected)) in results.iter().zip(&expected).enumerate() {
+            assert_same(bytes, types[n].dtype, expected, F32_TOLERANCE, &format!("output {n}"));
+        }
+        let lowered = npu.lower(&op, &[], &types);
+        let halite_hal::KernelSource::Binary { signature, .. } = &lowered.launches[0].source else {
+            panic!("a builder makes programs");
+        };
+        assert!(signature.in_place, "the signature must tell that it is legal");
+    }
 }
 
 fn reduction(kind: ReduceKind, shape: &[usize], kept_rank: usize, view: View) -> Reduction {
@@ -395,4 +407,35 @@ fn padding_widens_cuts_and_spreads() {
         let results = npu.run(&op, &[f32_bytes(&values)], &[ty(DType::F32, &output)], &[]);
         assert_eq!(f32_values(&results[0]), expected, "{op:?}");
     }
+}
+
+#[test]
+fn many_constant_outputs_each_have_a_place() {
+    let npu = Npu::new(2);
+    let steps: Vec<Step> = (0..40).map(|i| constant(DType::F32, f64::from(i))).collect();
+    let outputs = (0..40).collect();
+    let program = Cluster { shape: vec![20_000], inputs: Vec::new(), scalars: Vec::new(), steps, outputs };
+    check(&npu, &program, &[], &[]);
+}
+
+#[test]
+fn a_chain_with_more_live_values_than_fit_uses_smaller_tiles() {
+    let npu = Npu::new(3);
+    let mut random = Random::new(8);
+    // All values stay live until they are summed in reverse.
+    let mut steps = vec![step(StepOp::Load(0), DType::F32)];
+    for i in 0..60 {
+        steps.push(constant(DType::F32, f64::from(i) / 64.0));
+        let value = steps.len() as u32 - 1;
+        steps.push(step(StepOp::Binary(BinaryOp::Mul, 0, value), DType::F32));
+    }
+    let products: Vec<u32> = (1..=60).map(|i| 2 * i).collect();
+    let mut sum = 0;
+    for &product in products.iter().rev() {
+        steps.push(step(StepOp::Binary(BinaryOp::Add, sum, product), DType::F32));
+        sum = steps.len() as u32 - 1;
+    }
+    let inputs = vec![View::contiguous(DType::F32, &[7001])];
+    let program = Cluster { shape: vec![7001], inputs, scalars: Vec::new(), steps, outputs: vec![sum] };
+    check(&npu, &program, &[f32_bytes(&random.units(7001))], &[]);
 }

@@ -8,8 +8,10 @@ mod window;
 
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};
 use halite_hal::{DType, DeviceId, DeviceInfo, KernelSource, Scalar};
-use halite_npu_emulator::machine::{Arg, Emulator, MachineConfig};
+use halite_npu_emulator::machine::{Arg, Emulator, Executed, MachineConfig, Observer};
+use halite_npu_isa::{Inst, Pipe};
 use halite_profiles::Parameters;
+use std::collections::HashMap;
 
 /// A generator that is good enough for test data (xorshift).
 pub(super) struct Random(u64);
@@ -67,7 +69,7 @@ impl Npu {
         outputs: &[TensorType],
         scalars: &[Scalar],
     ) -> Vec<Vec<u8>> {
-        self.execute(&self.lower(op, &[], outputs), op, inputs, outputs, scalars)
+        self.execute(&self.lower(op, &[], outputs), op, inputs, outputs, (scalars, false))
     }
 
     /// As [`Self::run`], for operations that look at the types of their inputs.
@@ -77,7 +79,18 @@ impl Npu {
         (inputs, types): (&[Vec<u8>], &[TensorType]),
         outputs: &[TensorType],
     ) -> Vec<Vec<u8>> {
-        self.execute(&self.lower(op, types, outputs), op, inputs, outputs, &[])
+        self.execute(&self.lower(op, types, outputs), op, inputs, outputs, (&[], false))
+    }
+
+    /// As [`Self::run`], with the first output in the place of the first input.
+    pub(super) fn run_in_place(
+        &self,
+        op: &KernelOp,
+        inputs: &[Vec<u8>],
+        outputs: &[TensorType],
+        scalars: &[Scalar],
+    ) -> Vec<Vec<u8>> {
+        self.execute(&self.lower(op, &[], outputs), op, inputs, outputs, (scalars, true))
     }
 
     fn execute(
@@ -86,7 +99,7 @@ impl Npu {
         op: &KernelOp,
         inputs: &[Vec<u8>],
         outputs: &[TensorType],
-        scalars: &[Scalar],
+        (scalars, is_in_place): (&[Scalar], bool),
     ) -> Vec<Vec<u8>> {
         let memory = self.emulator.memory();
         let upload = |bytes: &[u8]| {
@@ -95,7 +108,11 @@ impl Npu {
             address
         };
         let input_at: Vec<u64> = inputs.iter().map(|bytes| upload(bytes)).collect();
-        let output_at: Vec<u64> = outputs.iter().map(|ty| upload(&vec![0xFF; ty.len_bytes()])).collect();
+        let mut output_at: Vec<u64> = outputs.iter().map(|ty| upload(&vec![0xFF; ty.len_bytes()])).collect();
+        if is_in_place {
+            memory.free(output_at[0]).expect("it was allocated above");
+            output_at[0] = input_at[0];
+        }
         let workspace = upload(&vec![0xFF; lowered.workspace_bytes as usize]);
         for launch in &lowered.launches {
             let KernelSource::Binary { bytes, entry, .. } = &launch.source else {
@@ -119,11 +136,13 @@ impl Npu {
                     LaunchArg::Literal(value) => scalar(value),
                 })
                 .collect();
-            let result = self.emulator.launch(&program, entry, launch.grid[0], &args);
+            let mut flags = Flags::default();
+            let result = self.emulator.launch_observed(&program, entry, launch.grid[0], &args, &mut flags);
             result.unwrap_or_else(|error| {
                 let text = halite_npu_isa::text::disassemble(&program);
                 panic!("{op:?}: {error}\n{text}")
             });
+            flags.assert_all_down(op);
         }
         let download = |(&address, ty): (&u64, &TensorType)| {
             let mut bytes = vec![0; ty.len_bytes()];
@@ -131,10 +150,38 @@ impl Npu {
             bytes
         };
         let results = output_at.iter().zip(outputs).map(download).collect();
-        for address in input_at.into_iter().chain(output_at).chain([workspace]) {
+        let own_outputs = output_at.into_iter().skip(usize::from(is_in_place));
+        for address in input_at.into_iter().chain(own_outputs).chain([workspace]) {
             memory.free(address).expect("it was allocated above");
         }
         results
+    }
+}
+
+/// Watches the flags between pipes: a machine has one bit for each, and wants all down at the end.
+#[derive(Default)]
+struct Flags(HashMap<(u32, Pipe, Pipe, i64), u32>);
+
+impl Flags {
+    fn assert_all_down(&self, op: &KernelOp) {
+        for ((block, from, to, id), count) in &self.0 {
+            assert_eq!(*count, 0, "{op:?}: block {block} leaves flag {id} from {from} to {to} raised");
+        }
+    }
+}
+
+impl Observer for Flags {
+    fn executed(&mut self, event: &Executed<'_>) {
+        let (Inst::SetFlag { from, to, id } | Inst::WaitFlag { from, to, id }) = *event.inst else {
+            return;
+        };
+        let count = self.0.entry((event.block, from, to, id.resolve(event.registers))).or_default();
+        if matches!(event.inst, Inst::SetFlag { .. }) {
+            assert_eq!(*count, 0, "instruction {} of block {} raises a raised flag", event.pc, event.block);
+            *count += 1;
+        } else {
+            *count -= 1;
+        }
     }
 }
 

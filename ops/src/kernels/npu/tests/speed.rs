@@ -46,13 +46,17 @@ impl Npu {
         let mut instructions = 0;
         for _ in 0..rounds {
             for (program, entry, blocks, args) in &programs {
-                let report = self.emulator.launch(program, entry, *blocks, args).expect("the launch succeeds");
+                let report =
+                    self.emulator.launch(program, entry, *blocks, args).expect("the launch succeeds");
                 instructions += report.instructions;
             }
         }
         let each = start.elapsed() / rounds;
-        let (records, instructions) = (programs[0].0.kernels()[0].code().len(), instructions / u64::from(rounds));
-        println!("{name:28} {each:>10.1?} lowering {lowering:>9.1?} {instructions:>7} instructions of {records}");
+        let (records, instructions) =
+            (programs[0].0.kernels()[0].code().len(), instructions / u64::from(rounds));
+        println!(
+            "{name:28} {each:>10.1?} lowering {lowering:>9.1?} {instructions:>7} instructions of {records}"
+        );
     }
 }
 
