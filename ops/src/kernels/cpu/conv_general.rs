@@ -190,7 +190,11 @@ fn spec(g: &ConvGeometry, bias: bool, relu: bool) -> Result<ConvSpec, Unservable
         return Err(Unservable::new(format!("a convolution over {rank} axes; one or two are written")));
     }
     let positive = [&g.kernel, &g.stride, &g.dilation].into_iter().flatten().all(|size| *size > 0);
-    if !positive || g.groups == 0 || g.in_channels % g.groups != 0 || g.out_channels % g.groups != 0 {
+    if !positive
+        || g.groups == 0
+        || !g.in_channels.is_multiple_of(g.groups)
+        || !g.out_channels.is_multiple_of(g.groups)
+    {
         return Err(Unservable::new(
             "kernel, stride, dilation and groups must be at least 1, and channels multiples of the groups",
         ));

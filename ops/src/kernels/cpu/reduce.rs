@@ -371,7 +371,7 @@ impl Plan {
         let width = self.width.min(self.inner - column);
         let lanes = width * self.side_by_side;
         let base = outer * self.length;
-        // SAFETY (of the whole body): points are inside the iteration space by the bounds of the loops; accumulators
+        // SAFETY: points are inside the iteration space by the bounds of the loops; accumulators
         // hold `self.width * self.side_by_side` elements; results belong to this workgroup.
         unsafe {
             rows.clear(rows.batch, self.identity, size);

@@ -266,7 +266,7 @@ pub(super) fn non_zero<S: Simd>(from: Rep) -> KernelFn {
 }
 
 /// The loop that converts to f32 for a second rounding to a half format; `None` where f32 holds every value.
-pub(super) fn to_odd<S: Simd>(from: Rep) -> Option<KernelFn> {
+pub(super) fn to_odd(from: Rep) -> Option<KernelFn> {
     Some(match from {
         Rep::I32 => kernel1::<Portable, i32, Odd>(),
         Rep::U32 => kernel1::<Portable, u32, Odd>(),

@@ -5,6 +5,8 @@
 //! Polynomials of `exp`, `log` and `tanh`: S. L. Moshier, Cephes Mathematical Library (single precision); of `sin`
 //! and `cos`: Sun Microsystems, fdlibm, `k_sin.c` and `k_cos.c`.
 
+#![allow(clippy::excessive_precision)] // the sources' digits
+
 use super::lanes::LANES;
 
 /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the significand.

@@ -168,7 +168,7 @@ impl Functions {
             narrow: casts::narrow::<S>,
             round: casts::round::<S>,
             non_zero: casts::non_zero::<S>,
-            to_odd: casts::to_odd::<S>,
+            to_odd: casts::to_odd,
             convert: casts::convert::<S>,
         }
     }
