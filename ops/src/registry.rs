@@ -127,8 +127,10 @@ pub struct ErrorCase {
     pub message_contains: Vec<&'static str>,
     /// The source file that the message names as the caller's.
     pub source_file: &'static str,
-    build: Arc<dyn Fn(&Engine) -> Result<Tensor> + Send + Sync>,
+    build: Arc<Refused>,
 }
+
+type Refused = dyn Fn(&Engine) -> Result<Tensor> + Send + Sync;
 
 impl ErrorCase {
     fn new(

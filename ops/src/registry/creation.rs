@@ -99,7 +99,7 @@ fn random_bits() -> OpRecord {
             "more elements than the counter has",
             file!(),
             &["random_bits", "32-bit"],
-            { |engine| engine.random_bits(&[1 << 33], 0, 0) },
+            |engine| engine.random_bits(&[1 << 33], 0, 0),
         )])
 }
 
@@ -116,6 +116,6 @@ fn uniform() -> OpRecord {
             "more elements than the counter has",
             file!(),
             &["random_bits", "32-bit"],
-            { |engine| engine.uniform(&[1 << 33], 0.0, 1.0, 0, 0) },
+            |engine| engine.uniform(&[1 << 33], 0.0, 1.0, 0, 0),
         )])
 }

@@ -78,7 +78,7 @@ fn unary(op: UnaryOp) -> OpRecord {
             "a dtype that it is not defined on",
             file!(),
             &[op.name(), "bool", "cast"],
-            { move |engine| engine.zeros(&[3], DType::Bool)?.unary(op) },
+            move |engine| engine.zeros(&[3], DType::Bool)?.unary(op),
         )]);
     if op == UnaryOp::Not {
         record.is_differentiable = false;

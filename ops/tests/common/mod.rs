@@ -4,37 +4,37 @@
 use halite_cpu::CpuBackend;
 use halite_hal::{Device, Registry};
 use halite_npu::NpuBackend;
-use halite_ops::{Catalog, Engine, Error};
+use halite_ops::{Catalog, Engine};
 use halite_profiles::{DeviceFacts, Profile, ProfileSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The CPU, opened.
-pub fn cpu_device() -> Device {
+pub(crate) fn cpu_device() -> Device {
     let mut registry = Registry::new();
     registry.register(Arc::new(CpuBackend::default())).unwrap();
     registry.open("cpu").unwrap()
 }
 
 /// The built-in profile that fits a device.
-pub fn profile_of(device: &Device) -> Arc<Profile> {
+pub(crate) fn profile_of(device: &Device) -> Arc<Profile> {
     ProfileSet::builtin().select(&DeviceFacts::from(device.info())).unwrap()
 }
 
 /// An engine on the CPU with the built-in kernels.
-pub fn cpu() -> Engine {
+pub(crate) fn cpu() -> Engine {
     cpu_with(Catalog::builtin())
 }
 
 /// An engine on the CPU with these kernels.
-pub fn cpu_with(catalog: Catalog) -> Engine {
+pub(crate) fn cpu_with(catalog: Catalog) -> Engine {
     let device = cpu_device();
     let profile = profile_of(&device);
     Engine::new(device, profile, catalog, None).unwrap()
 }
 
 /// The emulated NPU with the CPU as its fallback, or why it cannot be had.
-pub fn npu() -> Result<Engine, String> {
+pub(crate) fn npu() -> Result<Engine, String> {
     let library = emulator().ok_or("the emulator's library was not built beside this test")?;
     let mut registry = Registry::new();
     registry.register(Arc::new(NpuBackend::with_plugin(library))).map_err(|error| error.to_string())?;
@@ -51,21 +51,11 @@ fn emulator() -> Option<PathBuf> {
     beside.exists().then_some(beside)
 }
 
-/// Fails unless `error` says that a kernel is missing; prints which.
-pub fn print_missing(what: &str, error: &Error) {
-    println!("missing: {what}: {error}");
-}
-
-/// Whether some kernel variant of the catalog serves `op` in a format that the device accepts.
-pub fn claims(engine: &Engine, op: &str) -> bool {
-    engine.catalog().variants_of(op).any(|variant| engine.device().info().accepts(&variant.format))
-}
-
 /// SplitMix64, seeded.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -73,15 +63,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
-    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+    pub(crate) fn between(&mut self, low: f64, high: f64) -> f64 {
         low + (self.next() >> 11) as f64 * 2f64.powi(-53) * (high - low)
     }
 
-    pub fn vector(&mut self, elements: usize) -> Vec<f64> {
+    pub(crate) fn vector(&mut self, elements: usize) -> Vec<f64> {
         (0..elements).map(|_| self.between(-1.0, 1.0)).collect()
     }
 }
