@@ -69,8 +69,11 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
     let unavailable = unavailable(&found);
     let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
     let selected = select_devices(&args.devices, &ids, &unavailable)?;
-    let digits =
-        Digits::builtin().map_err(|error| Stop { message: error.to_string(), code: EXIT_FAILURE })?;
+    let digits = match &args.data {
+        Some(file) => Digits::from_file(file),
+        None => Digits::builtin(),
+    };
+    let digits = digits.map_err(|error| Stop { message: error.to_string(), code: EXIT_USAGE })?;
     let storage = match args.dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,

@@ -1,5 +1,8 @@
 //! What the integration tests of the root package share.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use halite::demo::digits::{Batch, Digits};
 use halite::demo::network::{Cnn, CnnConfig};
 use halite::{Engine, Session, Tensor};
