@@ -8,6 +8,8 @@ use halite_ops::{DType, Engine, Result, Tensor, eval, grad};
 
 /// Graphs of the random test.
 const GRAPHS: u64 = 300;
+/// Graphs on the emulated NPU, which takes longer.
+const NPU_GRAPHS: u64 = 40;
 /// Nodes that are drawn per graph; each may add several.
 const NODES: usize = 24;
 /// Every drawn op keeps values within about -1..1 and its slope below 2, so f32's error of 6e-8 per step grows by
@@ -111,24 +113,23 @@ fn leaves(engine: &Engine, random: &mut Random) -> Vec<Tensor> {
         .collect()
 }
 
-fn check_random_graphs(what: Draw, seeds: std::ops::Range<u64>) {
-    let engine = common::cpu();
+fn check_random_graphs(engine: &Engine, what: Draw, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         // Which nodes keep a handle, besides the last ones that nobody uses.
         let mut choice = Random(seed ^ 0xABCD);
         let mut random = Random(seed);
-        let mut alone = leaves(&engine, &mut random);
+        let mut alone = leaves(engine, &mut random);
         let mut alone_values: Vec<Vec<f32>> = Vec::new();
         for _ in 0..NODES {
-            let node = draw(&engine, &mut random, &alone, what).unwrap();
+            let node = draw(engine, &mut random, &alone, what).unwrap();
             alone_values.push(node.to_vec().unwrap());
             alone.push(node);
         }
         let mut random = Random(seed);
-        let mut nodes = leaves(&engine, &mut random);
+        let mut nodes = leaves(engine, &mut random);
         let first = nodes.len();
         for _ in 0..NODES {
-            nodes.push(draw(&engine, &mut random, &nodes, what).unwrap());
+            nodes.push(draw(engine, &mut random, &nodes, what).unwrap());
         }
         let expected = evaluate(&nodes[first..].iter().collect::<Vec<_>>(), &[]).unwrap();
         // Drop most handles; evaluate some of the rest together, and find the others computed on the way or not.
@@ -168,12 +169,24 @@ fn check_random_graphs(what: Draw, seeds: std::ops::Range<u64>) {
 
 #[test]
 fn fusing_pointwise_and_movement_ops_does_not_change_a_bit() {
-    check_random_graphs(Draw::Pointwise, 0..GRAPHS);
+    check_random_graphs(&common::cpu(), Draw::Pointwise, 0..GRAPHS);
 }
 
 #[test]
 fn random_graphs_agree_with_the_reference() {
-    check_random_graphs(Draw::All, GRAPHS..2 * GRAPHS);
+    check_random_graphs(&common::cpu(), Draw::All, GRAPHS..2 * GRAPHS);
+}
+
+#[test]
+fn random_graphs_on_the_npu_agree_with_the_reference_and_fusing_them_does_not_change_a_bit() {
+    match common::npu() {
+        Ok(engine) => {
+            check_random_graphs(&engine, Draw::Pointwise, 0..NPU_GRAPHS);
+            check_random_graphs(&engine, Draw::All, GRAPHS..GRAPHS + NPU_GRAPHS);
+            assert_eq!(engine.stats().fallbacks, []);
+        }
+        Err(reason) => println!("skipped: no NPU: {reason}"),
+    }
 }
 
 fn vector(engine: &Engine, elements: usize) -> Tensor {
