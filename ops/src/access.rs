@@ -81,8 +81,8 @@ impl Access {
             Op::Reshape => view.strides = reshape_strides(&self.shape, &self.strides, shape)?,
             Op::Permute(axes) => view.strides = axes.iter().map(|&axis| self.strides[axis]).collect(),
             Op::Expand => {
-                for axis in 0..shape.len() {
-                    if self.shape[axis] != shape[axis] {
+                for (axis, &extent) in shape.iter().enumerate() {
+                    if self.shape[axis] != extent {
                         view.strides[axis] = 0;
                     }
                 }
