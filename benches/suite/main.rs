@@ -24,9 +24,6 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The feature that a device has when another one does its arithmetic: sizes are then chosen smaller.
-const EMULATED: &str = "emulated";
-
 fn main() -> ExitCode {
     let session = match Session::new() {
         Ok(session) => session,

@@ -1,13 +1,11 @@
 //! Square matrix products in f32. Criterion's elements are floating-point operations: `2 n^3` a product.
 
-use crate::EMULATED;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use halite::hal::DeviceInfo;
 use halite::{DType, Engine, Error, Session, Tensor, eval};
 use std::time::{Duration, Instant};
 
 const SIZES: [usize; 5] = [64, 128, 256, 512, 1024];
-const EMULATED_SIZES: [usize; 3] = [64, 128, 256];
 
 pub(crate) fn bench(
     criterion: &mut Criterion,
@@ -17,9 +15,8 @@ pub(crate) fn bench(
 ) -> Result<(), Error> {
     let engine = session.open(&info.id.to_string())?;
     let peak = engine.profile().peak_rate(DType::F32);
-    let sizes = if info.has_feature(EMULATED) { &EMULATED_SIZES[..] } else { &SIZES };
     let mut group = criterion.benchmark_group(name);
-    for &n in sizes {
+    for n in SIZES {
         let operand = |stream| engine.uniform(&[n, n], -1.0, 1.0, 7, stream);
         let (lhs, rhs) = (operand(0)?, operand(1)?);
         eval(&[&lhs, &rhs])?;

@@ -1,6 +1,5 @@
 //! The training steps of `benches/peers`, on every device.
 
-use crate::EMULATED;
 use crate::common::{CASES, TrainStep};
 use criterion::{Criterion, Throughput};
 use halite::hal::DeviceInfo;
@@ -14,9 +13,8 @@ pub(crate) fn bench(
     name: &str,
 ) -> Result<(), Error> {
     let engine = session.open(&info.id.to_string())?;
-    let cases = if info.has_feature(EMULATED) { &CASES[..1] } else { &CASES };
     let mut group = criterion.benchmark_group(name);
-    for case in cases {
+    for case in &CASES {
         let mut step = TrainStep::new(&engine, case)?;
         step.run(1)?;
         let mut failure = None;
