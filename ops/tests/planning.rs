@@ -1,16 +1,12 @@
-//! Plans, memory and failures: what is planned once, what is computed once, what a failure leaves behind.
+//! Plans and memory: what is planned once, what is computed once, whose memory is used again.
 
 mod common;
 
 use common::Random;
-use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Scalar, Signature};
-use halite_ops::lower::{KernelOp, KernelVariant, Launch, LaunchArg, Lowered, TensorType, Unservable};
+use halite_hal::{DType, Scalar};
 use halite_ops::optim::{Adam, Sgd};
-use halite_ops::reference::HostTensor;
-use halite_ops::{Catalog, CustomOp, Engine, Result, Tensor, WindowAttributes, eval, grad};
+use halite_ops::{Catalog, Engine, Tensor, WindowAttributes, eval, grad};
 use halite_profiles::{DeviceFacts, ProfileSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 fn vector(engine: &Engine, elements: usize, seed: u64) -> Tensor {
@@ -247,155 +243,19 @@ fn ten_thousand_steps_plan_once_and_allocate_alike() {
     assert_eq!(engine.stats().evaluations, STEPS as u64 + 1);
 }
 
-/// Multiplies by a factor that is an attribute. Its kernel does what `MODE` of the op says.
-struct Scale {
-    factor: f32,
-    mode: Arc<AtomicU32>,
-}
-
-const WORK: u32 = 0;
-const FAIL: u32 = 1;
-const PANIC: u32 = 2;
-
-impl CustomOp for Scale {
-    fn name(&self) -> &str {
-        "test_scale"
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType, String> {
-        match inputs {
-            [x] if x.dtype == DType::F32 => Ok(x.clone()),
-            _ => Err(format!("takes one f32 tensor, got {}", inputs.len())),
-        }
-    }
-
-    fn derivative(&self, _: &[Tensor], _: &Tensor, cotangent: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(cotangent.mul(self.factor)?)])
-    }
-
-    fn reference(&self, inputs: &[HostTensor]) -> Result<HostTensor, String> {
-        let data = inputs[0].data.iter().map(|x| x * f64::from(self.factor)).collect();
-        Ok(HostTensor::new(inputs[0].dtype, &inputs[0].shape, data))
-    }
-}
-
-/// The factor and mode of each op are the kernel's; a real op would hold its attributes in a type of its own.
-fn scaling_engine(ops: &[Arc<Scale>]) -> Engine {
-    let ops: Vec<_> = ops.to_vec();
-    scaling_engine_by(move |call| {
-        let found = ops.iter().find(|op| std::ptr::addr_eq(Arc::as_ptr(op), Arc::as_ptr(call)));
-        found.map(|op| (op.factor, op.mode.clone()))
-    })
-}
-
-fn scaling_engine_by(
-    attributes: impl Fn(&Arc<dyn CustomOp>) -> Option<(f32, Arc<AtomicU32>)> + Send + Sync + 'static,
-) -> Engine {
-    let mut catalog = Catalog::builtin();
-    let lower = move |request: &halite_ops::lower::LowerRequest<'_>| {
-        let KernelOp::Custom(call) = request.op else { return Err(Unservable::new("another op")) };
-        let (factor, mode) = attributes(&call.op).ok_or_else(|| Unservable::new("an unknown op"))?;
-        let buffer = |access| ArgType::Buffer { dtype: DType::F32, access };
-        let signature = Signature::new(vec![buffer(Access::Read), buffer(Access::Write)]);
-        let kernel = NativeKernel::new("test_scale_f32", signature, move |group| {
-            match mode.load(Ordering::SeqCst) {
-                FAIL => return Err("told to fail".to_owned()),
-                PANIC => panic!("told to panic"),
-                _ => {}
-            }
-            let x = group.read::<f32>(0)?;
-            group.write_all::<f32>(1)?.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
-            Ok(())
-        });
-        let args = vec![LaunchArg::Input(0), LaunchArg::Output(0)];
-        Ok(Lowered::single(Launch { source: KernelSource::Native(kernel), grid: [1, 1, 1], args }))
-    };
-    catalog.register(KernelVariant::new("test_scale", "plain", "native", &[], lower)).unwrap();
-    common::cpu_with(catalog)
-}
-
-fn scale(factor: f32) -> Arc<Scale> {
-    Arc::new(Scale { factor, mode: Arc::new(AtomicU32::new(WORK)) })
-}
-
 #[test]
-fn an_op_of_another_crate_runs_and_has_a_gradient() {
-    let op = scale(3.0);
-    let engine = scaling_engine(&[op.clone()]);
-    let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
-    let y = Tensor::call(op, &[&x.add(1.0).unwrap()]).unwrap().mul(2.0).unwrap();
-    let gradient = grad(&y.sum_all().unwrap(), &[&x]).unwrap().swap_remove(0);
-    assert_eq!(y.to_vec::<f32>().unwrap(), [12.0, 18.0]);
-    assert_eq!(gradient.to_vec::<f32>().unwrap(), [6.0, 6.0]);
-}
-
-#[test]
-fn a_second_op_at_the_address_of_a_freed_one_has_a_plan_of_its_own() {
-    // The factor goes by number of the lowering, since each op is freed before the next is made.
-    let count = AtomicU32::new(0);
-    let engine = scaling_engine_by(move |_| {
-        let factor = count.fetch_add(1, Ordering::SeqCst) + 1;
-        Some((factor as f32, Arc::new(AtomicU32::new(WORK))))
-    });
-    for factor in 1..=8 {
-        let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
-        let y = Tensor::call(scale(factor as f32), &[&x]).unwrap();
-        let factor = factor as f32;
-        assert_eq!(y.to_vec::<f32>().unwrap(), [factor, 2.0 * factor]);
-    }
-}
-
-#[test]
-fn a_failed_evaluation_names_the_kernel_and_can_be_tried_again() {
-    for (mode, message) in [(FAIL, "told to fail"), (PANIC, "told to panic")] {
-        let op = scale(2.0);
-        let engine = scaling_engine(&[op.clone()]);
-        let x = engine.tensor(&[1f32, 2.0, 3.0], &[3]).unwrap();
-        let y = Tensor::call(op.clone(), &[&x.add(1.0).unwrap()]).unwrap().add(10.0).unwrap();
-        op.mode.store(mode, Ordering::SeqCst);
-        let error = y.to_vec::<f32>().unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("test_scale_f32") && text.contains(message), "{text}");
-        assert!(text.contains("cpu:0") && !error.is_usage(), "{text}");
-        // It fails again as long as the cause is there; nothing is settled, and others still compute.
-        assert!(y.to_vec::<f32>().is_err());
-        assert!(!y.is_settled());
-        assert_eq!(x.mul(2.0).unwrap().to_vec::<f32>().unwrap(), [2.0, 4.0, 6.0]);
-        op.mode.store(WORK, Ordering::SeqCst);
-        assert_eq!(y.to_vec::<f32>().unwrap(), [14.0, 16.0, 18.0]);
-        assert_eq!(x.to_vec::<f32>().unwrap(), [1.0, 2.0, 3.0]);
-    }
-}
-
-#[test]
-fn a_failure_seen_late_unsettles_what_was_built_on_it_and_restores_donated_memory() {
-    let op = scale(2.0);
-    let engine = scaling_engine(&[op.clone()]);
-    let mut w = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
-    op.mode.store(FAIL, Ordering::SeqCst);
-    // Each step hands the memory of w on; the first one fails behind the scenes.
-    for _ in 0..3 {
-        let step = Tensor::call(op.clone(), &[&w]).unwrap();
-        w = w.sub(&step).unwrap();
-        // Either the enqueueing is told at once, or a later call hears of it.
-        let _ = eval(&[&w]);
-    }
-    assert!(w.to_vec::<f32>().is_err());
-    op.mode.store(WORK, Ordering::SeqCst);
-    // w - 2w = -w, three times.
-    assert_eq!(w.to_vec::<f32>().unwrap(), [-1.0, -2.0]);
-}
-
-#[test]
-fn an_op_without_a_kernel_says_so_and_leaves_its_inputs() {
+fn plans_that_were_evicted_are_made_again() {
     let engine = common::cpu();
     let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
-    let y = Tensor::call(scale(2.0), &[&x]).unwrap();
-    let error = y.to_vec::<f32>().unwrap_err();
-    let text = error.to_string();
-    assert!(matches!(error, halite_ops::Error::NoKernel { .. }), "{text}");
-    assert!(text.contains("test_scale") && text.contains("cpu:0") && text.contains("fallback"), "{text}");
-    assert_eq!(x.to_vec::<f32>().unwrap(), [1.0, 2.0]);
+    // More constants than the cache holds plans, twice.
+    for _ in 0..2 {
+        for number in 1..=300 {
+            let y = x.mul(f64::from(number)).unwrap().to_vec::<f32>().unwrap();
+            assert_eq!(y, [number as f32, 2.0 * number as f32]);
+        }
+    }
+    let stats = engine.stats();
+    assert!(stats.plans_built > 300 && stats.plans_built <= 600, "{}", stats.plans_built);
 }
 
 #[test]
