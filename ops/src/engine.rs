@@ -505,7 +505,8 @@ impl Graph {
         let mut is_leaf = Vec::with_capacity(order.len());
         for tensor in &order {
             let state = tensor.0.state();
-            let leaf = state.value.is_some();
+            // A leaf without a value was handed on by another thread's evaluation; binding it reports that.
+            let leaf = state.value.is_some() || matches!(tensor.0.op, Op::Leaf);
             is_leaf.push(leaf);
             let own: Vec<usize> =
                 if leaf { Vec::new() } else { state.inputs.iter().map(|input| index[&input.0.id]).collect() };
