@@ -74,7 +74,8 @@ fn compare(
             let expected = function.slope(inputs, rest, index, direction);
             let got: f64 = gradient.data.iter().zip(direction).map(|(g, d)| g * d).sum();
             let scale: f64 = expected.abs().max(direction.iter().map(|d| d.abs()).sum());
-            if !((got - expected).abs() <= ATOL + RTOL * scale) {
+            let is_close = (got - expected).abs() <= ATOL + RTOL * scale;
+            if !is_close {
                 return Err(format!(
                     "input {index}, direction {place}: derivative {got}, differences {expected}"
                 ));
