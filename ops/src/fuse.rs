@@ -551,9 +551,7 @@ impl<'a> Fuser<'a> {
                 let absorbed = input.value().and_then(|value| self.producers[value]).and_then(|own| {
                     let cluster = self.last_cluster(own);
                     match &self.drafts[cluster].work {
-                        Work::Cluster { nodes, .. } if self.drafts[cluster].absorbed => {
-                            Some(nodes.clone())
-                        }
+                        Work::Cluster { nodes, .. } if self.drafts[cluster].absorbed => Some(nodes.clone()),
                         _ => None,
                     }
                 });

@@ -264,9 +264,11 @@ impl<'a> Planner<'a> {
                 };
                 match fallback.lower(&unit.op, &inputs, &outputs) {
                     Ok(own) => self.loaded(unit, &fallback, own, Some(reason)),
-                    Err(Error::NoKernel { device: other, reason: theirs, .. }) => {
-                        Err(Error::NoKernel { device, op, reason: format!("{reason}; nor on {other}: {theirs}") })
-                    }
+                    Err(Error::NoKernel { device: other, reason: theirs, .. }) => Err(Error::NoKernel {
+                        device,
+                        op,
+                        reason: format!("{reason}; nor on {other}: {theirs}"),
+                    }),
                     Err(error) => Err(error),
                 }
             }

@@ -117,7 +117,11 @@ pub(crate) fn run(
                 let ArgType::Buffer { dtype, access } = *expected else {
                     panic!("{} wants a scalar", kernel.name)
                 };
-                assert!(offset + len <= memory.len_bytes && len.is_multiple_of(dtype.size()), "{}", kernel.name);
+                assert!(
+                    offset + len <= memory.len_bytes && len.is_multiple_of(dtype.size()),
+                    "{}",
+                    kernel.name
+                );
                 NativeArg::Buffer { ptr: memory.pointer().wrapping_add(offset), len_bytes: len, access }
             };
             args.push(match *arg {
