@@ -157,7 +157,7 @@ typedef struct halite_device_info {
     uint32_t max_blocks;             /* blocks of a launch; 0 without tier 2b */
     uint32_t max_arguments;          /* of a launch or built-in; at least 4 */
     char program_format[32];         /* what program_load takes ("npu-program"); empty without tier 2b */
-    char capabilities[256];          /* names that kernels may require, separated by commas */
+    char capabilities[256];          /* names that kernels may require, separated by commas; "emulated": not hardware */
 } halite_device_info;
 
 typedef struct halite_memory_info {

@@ -76,6 +76,7 @@ pub(crate) fn describe(options: &Options) -> plugin::DeviceInfo {
     info.max_blocks = u32::MAX;
     info.max_arguments = verify::MAX_ARGS as u32;
     plugin::set_fixed_text(&mut info.program_format, "npu-program");
+    plugin::set_fixed_text(&mut info.capabilities, "emulated");
     info
 }
 
