@@ -112,8 +112,9 @@ impl Plan {
     pub(crate) fn new(engine: &Engine, nodes: &[PlanNode], donatable: &[bool]) -> Result<Self> {
         let fused = fuse(nodes);
         let mut planner = Planner::new(engine, fused, donatable);
-        planner.place_outputs();
+        planner.move_updates_last();
         let lowered = planner.lower()?;
+        planner.place_outputs(&lowered);
         planner.place_arena(&lowered);
         planner.record(lowered)
     }
@@ -149,9 +150,8 @@ impl<'a> Planner<'a> {
     }
 
     /// Gives every output its memory: a leaf's own, a donated leaf's, or a new allocation.
-    fn place_outputs(&mut self) {
-        self.move_updates_last();
-        let donations = self.donations();
+    fn place_outputs(&mut self, lowered: &[LoweredUnit]) {
+        let donations = self.donations(lowered);
         for &(node, value) in &self.fused.outputs {
             let memory = match (self.fused.values[value].leaf, donations.get(&value)) {
                 (Some(leaf), _) => OutputMemory::Shared(leaf),
@@ -190,12 +190,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Outputs of trailing elementwise units that may overwrite a donatable leaf, as `(output, leaf)`.
-    fn donations(&self) -> HashMap<ValueIndex, usize> {
-        let units = &self.fused.units;
+    fn donations(&self, lowered: &[LoweredUnit]) -> HashMap<ValueIndex, usize> {
         let mut last_use: HashMap<ValueIndex, usize> = HashMap::new();
         let mut read = vec![false; self.fused.values.len()];
-        for (position, unit) in units.iter().enumerate() {
-            for &value in &unit.inputs {
+        for (position, step) in lowered.iter().enumerate() {
+            for &value in &step.unit.inputs {
                 last_use.insert(value, position);
                 read[value] = true;
             }
@@ -207,10 +206,15 @@ impl<'a> Planner<'a> {
             |value: &ValueIndex| self.fused.outputs.iter().filter(|(_, output)| output == value).count() == 1;
         let mut donations = HashMap::new();
         let mut taken: Vec<usize> = Vec::new();
-        for (position, unit) in units.iter().enumerate().rev() {
+        for (position, LoweredUnit { unit, kernels, fallback_reason, .. }) in lowered.iter().enumerate().rev()
+        {
             let KernelOp::Elementwise(cluster) = &unit.op else { break };
             if unit.outputs.iter().any(|&value| read[value]) {
                 break;
+            }
+            // A variant of another crate may not work in place.
+            if fallback_reason.is_some() || kernels.iter().any(|(kernel, ..)| !kernel.signature().in_place) {
+                continue;
             }
             for &output in unit.outputs.iter().filter(|value| wanted(value)) {
                 let kind = &self.fused.values[output].kind;
