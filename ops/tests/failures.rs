@@ -41,15 +41,17 @@ impl CustomOp for Scale {
     }
 }
 
-/// The factor and mode of each op are the kernel's; a real op would hold its attributes in a type of its own.
-fn scaling_engine(ops: &[Arc<Scale>]) -> Engine {
-    let ops: Vec<_> = ops.to_vec();
+/// An engine with a kernel for this op alone.
+fn scaling_engine(op: &Arc<Scale>) -> Engine {
+    let op = op.clone();
     scaling_engine_by(move |call| {
-        let found = ops.iter().find(|op| std::ptr::addr_eq(Arc::as_ptr(op), Arc::as_ptr(call)));
-        found.map(|op| (op.factor, op.mode.clone()))
+        let is_own = std::ptr::addr_eq(Arc::as_ptr(&op), Arc::as_ptr(call));
+        is_own.then(|| (op.factor, op.mode.clone()))
     })
 }
 
+/// An engine whose kernel for the op has the factor and mode that `attributes` tells; a real op would hold its
+/// attributes where its kernels find them.
 fn scaling_engine_by(
     attributes: impl Fn(&Arc<dyn CustomOp>) -> Option<(f32, Arc<AtomicU32>)> + Send + Sync + 'static,
 ) -> Engine {
@@ -83,7 +85,7 @@ fn scale(factor: f32) -> Arc<Scale> {
 #[test]
 fn an_op_of_another_crate_runs_and_has_a_gradient() {
     let op = scale(3.0);
-    let engine = scaling_engine(&[op.clone()]);
+    let engine = scaling_engine(&op);
     let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
     let y = Tensor::call(op, &[&x.add(1.0).unwrap()]).unwrap().mul(2.0).unwrap();
     let gradient = grad(&y.sum_all().unwrap(), &[&x]).unwrap().swap_remove(0);
@@ -111,7 +113,7 @@ fn a_second_op_at_the_address_of_a_freed_one_has_a_plan_of_its_own() {
 fn a_failed_evaluation_names_the_kernel_and_can_be_tried_again() {
     for (mode, message) in [(FAIL, "told to fail"), (PANIC, "told to panic")] {
         let op = scale(2.0);
-        let engine = scaling_engine(&[op.clone()]);
+        let engine = scaling_engine(&op);
         let x = engine.tensor(&[1f32, 2.0, 3.0], &[3]).unwrap();
         let y = Tensor::call(op.clone(), &[&x.add(1.0).unwrap()]).unwrap().add(10.0).unwrap();
         op.mode.store(mode, Ordering::SeqCst);
@@ -132,7 +134,7 @@ fn a_failed_evaluation_names_the_kernel_and_can_be_tried_again() {
 #[test]
 fn a_failure_seen_late_unsettles_what_was_built_on_it_and_restores_donated_memory() {
     let op = scale(2.0);
-    let engine = scaling_engine(&[op.clone()]);
+    let engine = scaling_engine(&op);
     let mut w = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
     op.mode.store(FAIL, Ordering::SeqCst);
     // Each step hands the memory of w on; the first one fails behind the scenes.
