@@ -1,6 +1,6 @@
 //! The border between the graph and the kernels: what a kernel variant is asked for, and what it answers.
 //!
-//! [`plan`](crate::plan) turns fused graph nodes into [`KernelOp`]s. For each it asks the profile for a
+//! `plan.rs` turns fused graph nodes into [`KernelOp`]s. For each it asks the profile for a
 //! [`KernelVariant`], whose `lower` function answers with launches. Variants live in `kernels/{cpu,gpu,npu}`;
 //! other crates add theirs to a [`Catalog`](crate::Catalog).
 
