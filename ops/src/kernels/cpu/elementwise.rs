@@ -6,7 +6,8 @@
 //!
 //! Launch: a grid `[groups, 1, 1]`; group `g` computes an equal share of the points, in row-major order. In place:
 //! a chunk's elements of an input are read before the output's elements that may lie there are written. Scratch: the
-//! chunk's registers, at most 24 KiB by default. Parameters: `chunk`, points per chunk.
+//! chunk's registers, at most 24 KiB by default. Parameters: `chunk`, points per chunk of a program that has values
+//! between its steps.
 
 mod casts;
 pub(crate) mod functions;

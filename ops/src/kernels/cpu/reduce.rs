@@ -5,6 +5,8 @@
 //!
 //! - *rows*: the innermost axis is reduced; a run of elements folds to one number, in 64 lanes and then by a tree.
 //! - *columns*: the innermost axis is kept; whole rows are added to a row of accumulators, in batches of 64.
+//! - *folded columns*: the innermost axis is reduced, but too short or too scattered for rows (the gradient of a bias
+//!   per channel: `[N, C, H * W]` to `[C]`); it is treated as kept, and its accumulators are folded at the end.
 //!
 //! Launch: a grid `[groups, segments, 1]`. Few results of many elements are cut into segments, whose partial results
 //! go through the workspace to a second launch. The cuts depend on the sizes alone, so the result does not depend on
@@ -40,6 +42,15 @@ const ENOUGH_RESULTS: usize = 16;
 /// Most segments.
 const MAX_SEGMENTS: usize = 64;
 
+/// Rows of at most this many elements are folded several side by side.
+const SHORT_ROW: usize = 32;
+
+/// Most accumulators of a block of columns.
+const MAX_WIDTH: usize = 4096;
+
+/// The longest run of reduced elements that is kept as columns and folded at the end.
+const LONGEST_FOLD: usize = 1024;
+
 /// Rows that are added to one row of accumulators before it is added to the total.
 const BATCH: usize = 64;
 
@@ -57,7 +68,7 @@ pub fn variants() -> Vec<KernelVariant> {
 }
 
 /// How a reduction goes through its points, which are counted row-major over `[outer, length, inner]`; the program's
-/// points stand in this order. Rows have `inner` 1; columns have one result per inner point.
+/// points stand in this order. Rows have `inner` 1; columns have one result per `fold` inner points.
 #[derive(Debug)]
 struct Plan {
     kind: ReduceKind,
@@ -68,6 +79,7 @@ struct Plan {
     outer: usize,
     length: usize,
     inner: usize,
+    fold: usize,
     /// Elements of a segment along `length`, and how many segments there are.
     segment: usize,
     segments: usize,
@@ -163,22 +175,21 @@ impl Plan {
     ) -> Result<Self, Unservable> {
         let kind = reduction.kind;
         let shape = &reduction.program.shape;
-        let (order, by_columns) = order_axes(reduction);
-        let mut ordered = permuted(&reduction.program, &order);
-        let last_kept = if by_columns { order.last().map(|axis| shape[*axis]) } else { None };
-        let inner = last_kept.unwrap_or(1);
-        let length: usize = shape[reduction.kept_rank..].iter().product();
+        let Order { axes, by_columns, fold } = order_axes(reduction);
+        let ordered = collapsed(&reduction.program, &axes);
+        let columns = reduction.kept_rank.checked_sub(1).filter(|_| by_columns).map_or(1, |axis| shape[axis]);
         let kept: usize = shape[..reduction.kept_rank].iter().product();
-        let outer = kept / inner.max(1);
-        ordered.collapse(None);
+        let points = kept.saturating_mul(shape[reduction.kept_rank..].iter().product());
+        let (outer, inner) = (kept / columns.max(1), columns * fold);
+        let length = points / kept.max(1) / fold;
         let program = Program::compile(isa, ordered, elements, chunk, Outputs::Keep)?;
         let rep = program.result_rep();
 
-        let width = inner.min(program.chunk);
+        let width = inner.min((MAX_WIDTH / fold).max(1) * fold);
         let blocks = if by_columns { outer * inner.div_ceil(width) } else { kept };
         // One instruction more stands for the folding.
         let instructions = program.instructions() + 1;
-        let work = kept.saturating_mul(length).saturating_mul(instructions);
+        let work = points.saturating_mul(instructions);
         let segments =
             if blocks >= ENOUGH_RESULTS { 1 } else { (work / SEGMENT_WORK).clamp(1, most_segments) };
         // Segments of rows begin with a chunk, so that they are read as evenly as the whole would be.
@@ -186,7 +197,7 @@ impl Plan {
         let segment = length.div_ceil(segments).next_multiple_of(if segments > 1 { unit } else { 1 });
         let segments = length.div_ceil(segment.max(1)).max(1);
 
-        let narrow = by_columns && inner < 64 && !program.by_rows && inner * 16 <= program.chunk;
+        let narrow = by_columns && fold == 1 && inner < 64 && !program.by_rows && inner * 16 <= program.chunk;
         let per_block = work / blocks.max(1) / segments;
         let (groups, points) = shares(blocks.saturating_mul(per_block.max(1)), 1, cores);
         let share = points.div_ceil(per_block.max(1)).max(1);
@@ -199,6 +210,7 @@ impl Plan {
             outer,
             length,
             inner,
+            fold,
             segment,
             segments,
             width,
@@ -246,7 +258,7 @@ impl Plan {
     }
 
     fn run(&self, group: &mut Workgroup<'_>) -> Result<(), String> {
-        let results = self.outer * self.inner;
+        let results = self.outer * (self.inner / self.fold);
         let [x, y, _] = group.index().map(|index| index as usize);
         let inputs = self.program.inputs();
         let out = argument(group, inputs, self.out_dtype, results * self.segments)?;
@@ -325,6 +337,12 @@ impl Plan {
                 let rows = per_chunk.min(last - row);
                 // SAFETY: the points of these rows lie inside the space, and are at most a chunk.
                 let (value, step) = unsafe { machine.chunk(row * length, rows * length) };
+                if length <= SHORT_ROW && step == 1 && self.kind != ReduceKind::ArgMax {
+                    // SAFETY: `value` names the elements of these rows, whose results belong to this workgroup.
+                    unsafe { self.short_rows(value, row, rows, target) };
+                    row += rows;
+                    continue;
+                }
                 for r in 0..rows {
                     let from = value.wrapping_add(r * length * step * self.rep.size());
                     let mut total = Total::new(self);
@@ -418,7 +436,36 @@ impl Plan {
             for side in 1..self.side_by_side {
                 (self.loops.accumulate)(rows.total, rows.total.add(side * width * size), 1, width);
             }
-            target.store_row(self, outer * self.inner + column, rows.total, width);
+            let first = (outer * self.inner + column) / self.fold;
+            if self.fold > 1 {
+                for result in 0..width / self.fold {
+                    let run = rows.total.add(result * self.fold * size);
+                    let folded = (self.loops.fold)(run, 1, self.fold, self.identity);
+                    target.store_bits(self, first + result, folded);
+                }
+                return;
+            }
+            target.store_row(self, first, rows.total, width);
+        }
+    }
+
+    /// Reduces rows that follow each other in `value`.
+    ///
+    /// # Safety
+    /// `value` names their elements, and no other thread writes their results.
+    unsafe fn short_rows(&self, value: *const u8, first: usize, rows: usize, target: &Target) {
+        const AT_ONCE: usize = 64;
+        let size = self.rep.size();
+        let mut results = [0u64; AT_ONCE];
+        for row in (0..rows).step_by(AT_ONCE) {
+            let n = AT_ONCE.min(rows - row);
+            let to = results.as_mut_ptr().cast::<u8>();
+            // SAFETY: `n` rows from `row` on are inside; 64 results of any type have room.
+            unsafe {
+                let from = value.add(row * self.length * size);
+                (self.loops.fold_rows)(from, n, self.length, self.identity, to);
+                target.store_row(self, first + row, to, n);
+            }
         }
     }
 }
@@ -639,41 +686,68 @@ fn identity(kind: ReduceKind, dtype: DType) -> u64 {
     }
 }
 
-/// The order in which axes are best visited, and whether a kept axis is innermost.
-fn order_axes(reduction: &Reduction) -> (Vec<usize>, bool) {
+/// The order in which axes are best visited.
+struct Order {
+    axes: Vec<usize>,
+    /// Whether the last kept axis is visited innermost, or next to it.
+    by_columns: bool,
+    /// Points of the reduced axis that is visited innermost beside the last kept one; 1 for none.
+    fold: usize,
+}
+
+fn order_axes(reduction: &Reduction) -> Order {
     let (program, kept) = (&reduction.program, reduction.kept_rank);
     let rank = program.shape.len();
     let mut reduced: Vec<usize> = (kept..rank).collect();
-    if reduction.kind != ReduceKind::ArgMax {
-        // The shortest strides innermost; the sort is stable, and axes of extent 1 do not matter.
-        let reach = |axis: &usize| -> u128 {
-            if program.shape[*axis] <= 1 {
-                return u128::MAX;
-            }
-            program.inputs.iter().map(|view| u128::from(view.strides[*axis].unsigned_abs())).sum()
-        };
-        reduced.sort_by_key(|axis| std::cmp::Reverse(reach(axis)));
+    if reduction.kind == ReduceKind::ArgMax {
+        return Order { axes: (0..rank).collect(), by_columns: false, fold: 1 };
     }
+    // The shortest strides innermost; the sort is stable, and axes of extent 1 do not matter.
+    let reach = |axis: &usize| -> u128 {
+        if program.shape[*axis] <= 1 {
+            return u128::MAX;
+        }
+        program.inputs.iter().map(|view| u128::from(view.strides[*axis].unsigned_abs())).sum()
+    };
+    reduced.sort_by_key(|axis| std::cmp::Reverse(reach(axis)));
     // Inputs that would be gathered element by element along an axis.
     let gathered =
         |axis: usize| program.inputs.iter().filter(|view| view.strides[axis].unsigned_abs() > 1).count();
     let inner_reduced = reduced.last().copied().filter(|axis| program.shape[*axis] > 1);
     let last_kept = kept.checked_sub(1).filter(|axis| program.shape[*axis] > 1);
-    let by_columns = match (inner_reduced, last_kept) {
-        (Some(reduced), Some(kept)) => {
-            reduction.kind != ReduceKind::ArgMax && gathered(kept) < gathered(reduced)
-        }
-        _ => false,
+    let mut axes: Vec<usize> = (0..kept).collect();
+    let (Some(inner), Some(last_kept)) = (inner_reduced, last_kept) else {
+        axes.extend(reduced);
+        return Order { axes, by_columns: false, fold: 1 };
     };
-    let mut order: Vec<usize> = (0..kept).collect();
-    if by_columns {
-        order.pop();
+    axes.pop();
+    if gathered(last_kept) < gathered(inner) {
+        axes.extend(reduced);
+        axes.push(last_kept);
+        return Order { axes, by_columns: true, fold: 1 };
     }
-    order.extend(reduced);
-    if by_columns {
-        order.push(kept - 1);
+    let fold = program.shape[inner];
+    let rows: usize = reduced[..reduced.len() - 1].iter().map(|axis| program.shape[*axis]).product();
+    if rows >= 4 && fold <= LONGEST_FOLD && gathered(inner) == 0 {
+        let mut folded = axes.clone();
+        folded.extend(&reduced[..reduced.len() - 1]);
+        folded.extend([last_kept, inner]);
+        let columns = fold * program.shape[last_kept];
+        // Worth it where the columns of a row follow each other in every input.
+        if collapsed(program, &folded).shape.last().is_some_and(|row| *row >= columns) {
+            return Order { axes: folded, by_columns: true, fold };
+        }
     }
-    (order, by_columns)
+    axes.push(last_kept);
+    axes.extend(reduced);
+    Order { axes, by_columns: false, fold: 1 }
+}
+
+/// The program with its axes in another order, and merged where that is possible.
+fn collapsed(cluster: &Cluster, order: &[usize]) -> Cluster {
+    let mut program = permuted(cluster, order);
+    program.collapse(None);
+    program
 }
 
 /// The program with its axes in another order.

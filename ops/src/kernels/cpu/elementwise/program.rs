@@ -25,6 +25,9 @@ const REGISTER_BYTES: usize = 24 << 10;
 /// Most points of a chunk, unless the profile says otherwise.
 const CHUNK: usize = 1024;
 
+/// Points of a chunk of programs without values between their steps, which the cache does not limit.
+const STREAM: usize = 4096;
+
 /// Where a value lies while a chunk is processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
@@ -208,8 +211,12 @@ impl Program {
             program.output_dtypes = (0..cluster.outputs.len()).map(|n| cluster.output_dtype(n)).collect();
         }
         let fitting = REGISTER_BYTES / (program.registers * program.register_size).max(1);
-        let chunk = chunk.map_or(fitting.clamp(128, CHUNK), |wish| wish as usize);
-        program.chunk = chunk.clamp(1, 1 << 16).next_multiple_of(LANES);
+        let chunk = match chunk {
+            _ if program.registers == 0 => STREAM,
+            None => fitting.clamp(128, CHUNK),
+            Some(wish) => (wish as usize).clamp(1, 1 << 16),
+        };
+        program.chunk = chunk.next_multiple_of(LANES);
         program.shape = cluster.shape;
         program.views = cluster.inputs;
         Ok(program)

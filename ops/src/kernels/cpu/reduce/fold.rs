@@ -60,6 +60,11 @@ pub(super) struct Loops {
     /// # Safety
     /// The elements and the accumulators are valid and do not overlap, and the instruction set is available.
     pub(super) accumulate: unsafe fn(*mut u8, *const u8, usize, usize),
+    /// Folds `rows` rows of `length` elements, which follow each other, each in order, and writes the results.
+    ///
+    /// # Safety
+    /// The elements and the results are valid and do not overlap, and the instruction set is available.
+    pub(super) fold_rows: unsafe fn(*const u8, usize, usize, u64, *mut u8),
     /// Combines two.
     pub(super) combine: fn(u64, u64) -> u64,
 }
@@ -140,6 +145,19 @@ impl Loops {
                 // SAFETY: as above.
                 unsafe { S::invoke(task) }
             },
+            fold_rows: |from, rows, length, identity, to| {
+                let identity = T::from_bits64(identity);
+                let task = FoldRows::<T, F> {
+                    from: from.cast(),
+                    rows,
+                    length,
+                    identity,
+                    to: to.cast(),
+                    kind: PhantomData,
+                };
+                // SAFETY: as above.
+                unsafe { S::invoke(task) }
+            },
             combine: |a, b| F::map(T::from_bits64(a), T::from_bits64(b)).to_bits64(),
         }
     }
@@ -203,6 +221,43 @@ impl<T: Copy, F: Map2<T, Out = T>> Task for Fold<T, F> {
             width /= 2;
         }
         lanes[0]
+    }
+}
+
+struct FoldRows<T, F> {
+    from: *const T,
+    rows: usize,
+    length: usize,
+    identity: T,
+    to: *mut T,
+    kind: PhantomData<F>,
+}
+
+impl<T: Copy, F: Map2<T, Out = T>> Task for FoldRows<T, F> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { from, rows, length, identity, to, .. } = self;
+        let mut row = 0;
+        while row < rows {
+            // Rows side by side do not wait for each other; a missing one repeats the last.
+            let mut totals = [identity; LANES];
+            let last = rows - 1 - row;
+            for at in 0..length {
+                for (lane, total) in totals.iter_mut().enumerate() {
+                    // SAFETY: the row is below `rows`, and `at` below `length`.
+                    let element = unsafe { from.add((row + lane.min(last)) * length + at).read_unaligned() };
+                    *total = F::map(*total, element);
+                }
+                black_box(());
+            }
+            for (lane, total) in totals.iter().enumerate().take(last + 1) {
+                // SAFETY: `lane <= last`, so that the row is below `rows`.
+                unsafe { to.add(row + lane).write_unaligned(*total) };
+            }
+            row += LANES;
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Windows of 2 x 2 that lie side by side, over planes of f32: the pooling of small networks.
 //!
-//! Rows are first brought together in pairs (the largest of both, or a copy of each), so that the loops over windows
-//! run over many short rows at once; there they take even and odd elements apart by shuffles.
+//! The largest are found from pairs of rows first, and then, over many short rows at once, from pairs of columns.
+//! Scattering compares each element with its neighbours where it lies.
 
 use super::Larger;
 use crate::kernels::cpu::simd::{Isa, Simd, Task};
+use std::hint::black_box;
 
 /// Windows that are processed at once.
 const BATCH: usize = 512;
@@ -101,65 +102,123 @@ impl Task for ScatterTask<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { plane, x, mut values, dx } = self;
-        let (columns, window_rows) = plane.windows();
-        if columns < plane.width || window_rows * 2 < plane.height {
+        let Self { plane, x, values, dx } = self;
+        let (columns, rows) = plane.windows();
+        if columns < plane.width || rows * 2 < plane.height {
             dx.fill(0.0);
         }
-        if columns == 0 {
+        if columns == 0 || rows == 0 {
             return;
         }
-        let at_once = (2 * BATCH / columns).max(1);
-        let len = at_once * columns;
-        let mut memory = vec![0f32; 4 * len];
-        let (upper, rest) = memory.split_at_mut(len);
-        let (lower, rest) = rest.split_at_mut(len);
-        let (to_upper, to_lower) = rest.split_at_mut(len);
-        let starts: Vec<usize> = pairs(plane, x.len()).collect();
-        for batch in starts.chunks(at_once) {
-            for (row, start) in batch.iter().enumerate() {
-                copy(&mut upper[row * columns..][..columns], &x[*start..]);
-                copy(&mut lower[row * columns..][..columns], &x[*start + plane.width..]);
-            }
-            let windows = batch.len() * columns / 2;
-            let (now, later) = values.split_at(windows);
-            choose(upper, lower, now, to_upper, to_lower);
-            values = later;
-            for (row, start) in batch.iter().enumerate() {
-                copy(&mut dx[*start..][..columns], &to_upper[row * columns..]);
-                copy(&mut dx[*start + plane.width..][..columns], &to_lower[row * columns..]);
-            }
+        match columns {
+            16.. => scatter_runs_of_16(plane, x, values, dx),
+            8.. => scatter_runs_of_8(plane, x, values, dx),
+            4.. => scatter_runs_of_4(plane, x, values, dx),
+            _ => scatter_runs_of_2(plane, x, values, dx),
         }
     }
 }
 
-/// Copies the first `to.len()` elements.
-#[inline(always)]
-fn copy(to: &mut [f32], from: &[f32]) {
-    let from = &from[..to.len()];
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
-    }
+/// Elements of a block.
+const LANES: usize = 16;
+
+/// The vector code of planes whose windows fill at least `$run` columns.
+///
+/// A block holds runs of elements from as many pairs of rows as fill it, both elements of a window's row beside each
+/// other. Each is compared with its neighbour, so that few lanes have to move: the left one wins a tie. The last run
+/// of a row overlaps the one before, and the last pair of rows stands in for those that are missing.
+macro_rules! scatter_runs {
+    ($name:ident, $run:literal) => {
+        #[inline(always)]
+        fn $name(plane: Plane, x: &[f32], values: &[f32], dx: &mut [f32]) {
+            const RUN: usize = $run;
+            const PAIRS: usize = LANES / RUN;
+            let (columns, rows) = plane.windows();
+            let (area, width) = (plane.height * plane.width, plane.width);
+            let pairs = x.len() / area * rows;
+            assert!(columns >= RUN && dx.len() == x.len() && values.len() == pairs * columns / 2);
+            let mut pair = 0;
+            while pair < pairs {
+                let numbers: [usize; PAIRS] = std::array::from_fn(|n| (pair + n).min(pairs - 1));
+                let starts = numbers.map(|number| number / rows * area + number % rows * 2 * width);
+                let mut nan = [0u32; LANES];
+                let mut column = 0;
+                loop {
+                    let (mut a, mut b, mut value) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+                    for lane in 0..LANES {
+                        let (n, within) = (lane / RUN, lane % RUN);
+                        let at = starts[n] + column + within;
+                        // SAFETY: `column + RUN <= columns <= width`, and each start is that of a pair of rows
+                        // inside x; there is a value for every two columns of every pair.
+                        unsafe {
+                            a[lane] = *x.as_ptr().add(at);
+                            b[lane] = *x.as_ptr().add(at + width);
+                            value[lane] =
+                                *values.as_ptr().add((numbers[n] * columns + column) / 2 + within / 2);
+                        }
+                    }
+                    let (mut beside_a, mut beside_b) = ([0f32; LANES], [0f32; LANES]);
+                    for lane in 0..LANES {
+                        beside_a[lane] = a[lane ^ 1];
+                        beside_b[lane] = b[lane ^ 1];
+                    }
+                    let (mut above, mut below) = ([0f32; LANES], [0f32; LANES]);
+                    for lane in 0..LANES {
+                        let is_left = lane & 1 == 0;
+                        let (a, beside_a, b, beside_b) = (a[lane], beside_a[lane], b[lane], beside_b[lane]);
+                        nan[lane] |= u32::from(a.is_nan()) | u32::from(b.is_nan());
+                        let wins_above = (a > beside_a) | ((a == beside_a) & is_left);
+                        let wins_below = (b > beside_b) | ((b == beside_b) & is_left);
+                        let largest_above = if a > beside_a { a } else { beside_a };
+                        let largest_below = if b > beside_b { b } else { beside_b };
+                        let is_below = largest_below > largest_above;
+                        above[lane] = if wins_above & !is_below { value[lane] } else { 0.0 };
+                        below[lane] = if wins_below & is_below { value[lane] } else { 0.0 };
+                    }
+                    for (n, start) in starts.iter().enumerate() {
+                        let (mut to_above, mut to_below) = ([0f32; RUN], [0f32; RUN]);
+                        for within in 0..RUN {
+                            to_above[within] = above[n * RUN + within];
+                            to_below[within] = below[n * RUN + within];
+                        }
+                        // SAFETY: as for the loads, since dx is as long as x.
+                        unsafe {
+                            let to = dx.as_mut_ptr().add(start + column);
+                            to.cast::<[f32; RUN]>().write_unaligned(to_above);
+                            to.add(width).cast::<[f32; RUN]>().write_unaligned(to_below);
+                        }
+                    }
+                    if column + RUN >= columns {
+                        break;
+                    }
+                    column = (column + RUN).min(columns - RUN);
+                    // Keeps the block one vector, as in the loops of elementwise programs.
+                    black_box(());
+                }
+                if nan.iter().any(|lane| *lane != 0) {
+                    for (number, start) in numbers.iter().zip(starts) {
+                        scatter_with_nan(width, x, &values[number * columns / 2..][..columns / 2], dx, start);
+                    }
+                }
+                pair += PAIRS;
+            }
+        }
+    };
 }
 
-/// Puts `values[i]` to the first largest of the elements `2i` and `2i + 1` of both rows, and 0 to the others.
-#[inline(always)]
-fn choose(upper: &[f32], lower: &[f32], values: &[f32], to_upper: &mut [f32], to_lower: &mut [f32]) {
-    let n = values.len();
-    let (upper, lower) = (&upper[..2 * n], &lower[..2 * n]);
-    let (to_upper, to_lower) = (&mut to_upper[..2 * n], &mut to_lower[..2 * n]);
-    for i in 0..n {
-        let (a, b, c, d) = (upper[2 * i], upper[2 * i + 1], lower[2 * i], lower[2 * i + 1]);
-        let right_above = b.beats(a);
-        let above = if right_above { b } else { a };
-        let right_below = d.beats(c);
-        let below = if right_below { d } else { c };
-        let is_below = below.beats(above);
-        let to_above = if is_below { 0.0 } else { values[i] };
-        let to_below = if is_below { values[i] } else { 0.0 };
-        to_upper[2 * i] = if right_above { 0.0 } else { to_above };
-        to_upper[2 * i + 1] = if right_above { to_above } else { 0.0 };
-        to_lower[2 * i] = if right_below { 0.0 } else { to_below };
-        to_lower[2 * i + 1] = if right_below { to_below } else { 0.0 };
+scatter_runs!(scatter_runs_of_16, 16);
+scatter_runs!(scatter_runs_of_8, 8);
+scatter_runs!(scatter_runs_of_4, 4);
+scatter_runs!(scatter_runs_of_2, 2);
+
+/// One pair of rows, in the order in which a NaN is larger than any number.
+#[cold]
+fn scatter_with_nan(width: usize, x: &[f32], values: &[f32], dx: &mut [f32], start: usize) {
+    for (window, value) in values.iter().enumerate() {
+        let corner = start + 2 * window;
+        let places = [corner, corner + 1, corner + width, corner + width + 1];
+        let best = places.into_iter().reduce(|best, at| if x[at].beats(x[best]) { at } else { best });
+        places.iter().for_each(|at| dx[*at] = 0.0);
+        dx[best.unwrap_or(corner)] = *value;
     }
 }
