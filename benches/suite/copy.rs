@@ -1,19 +1,14 @@
 //! Copies between host and device, and within the device, in bytes a second.
 
-use crate::skip;
+use crate::{Outcome, skip};
 use criterion::{BenchmarkId, Criterion, Throughput};
+use halite::Session;
 use halite::hal::{DeviceInfo, MemoryKind};
-use halite::{Error, Session};
 
 /// 4 KiB to 64 MiB: from what fits a first-level cache to what fits none.
 const SIZES: [usize; 4] = [4 << 10, 64 << 10, 1 << 20, 64 << 20];
 
-pub(crate) fn bench(
-    criterion: &mut Criterion,
-    session: &Session,
-    info: &DeviceInfo,
-    name: &str,
-) -> Result<(), Error> {
+pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceInfo, name: &str) -> Outcome {
     let device = session.open_device(&info.id.to_string())?;
     let stream = device.create_stream()?;
     let mut group = criterion.benchmark_group(name);

@@ -1,22 +1,18 @@
 //! What launching costs: kernels that do nothing.
 
+use crate::Outcome;
 use criterion::{Criterion, Throughput};
+use halite::Session;
 use halite::hal::{
     CommandListBuilder, DeviceInfo, KernelSource, NativeKernel, RecordedCommand, Result as HalResult,
     Signature,
 };
 use halite::isa::{CoreKind, KernelBuilder, Program, ProgramError};
-use halite::{Error, Session};
 
 /// Launches in a row.
 const ROW: usize = 100;
 
-pub(crate) fn bench(
-    criterion: &mut Criterion,
-    session: &Session,
-    info: &DeviceInfo,
-    name: &str,
-) -> Result<(), Error> {
+pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceInfo, name: &str) -> Outcome {
     let device = session.open_device(&info.id.to_string())?;
     let stream = device.create_stream()?;
     let kernel = device.load(&empty_kernel(info)?)?;

@@ -18,11 +18,15 @@ mod matmul;
 mod train_step;
 
 use criterion::Criterion;
+use halite::Session;
 use halite::hal::DeviceInfo;
-use halite::{Error, Session};
+use std::error::Error;
 use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// What a group comes to.
+type Outcome = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let session = match Session::new() {
@@ -57,7 +61,7 @@ fn run(
     session: &Session,
     info: &DeviceInfo,
     group: &str,
-    bench: fn(&mut Criterion, &Session, &DeviceInfo, &str) -> Result<(), Error>,
+    bench: fn(&mut Criterion, &Session, &DeviceInfo, &str) -> Outcome,
 ) {
     let name = format!("{group}/{}", info.id);
     if let Err(error) = bench(criterion, session, info, &name) {

@@ -1,18 +1,14 @@
 //! Square matrix products in f32. Criterion's elements are floating-point operations: `2 n^3` a product.
 
+use crate::Outcome;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use halite::hal::DeviceInfo;
-use halite::{DType, Engine, Error, Session, Tensor, eval};
+use halite::{DType, Engine, Session, Tensor, eval};
 use std::time::{Duration, Instant};
 
 const SIZES: [usize; 5] = [64, 128, 256, 512, 1024];
 
-pub(crate) fn bench(
-    criterion: &mut Criterion,
-    session: &Session,
-    info: &DeviceInfo,
-    name: &str,
-) -> Result<(), Error> {
+pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceInfo, name: &str) -> Outcome {
     let engine = session.open(&info.id.to_string())?;
     let peak = engine.profile().peak_rate(DType::F32);
     let mut group = criterion.benchmark_group(name);

@@ -1,17 +1,13 @@
 //! The training steps of `benches/peers`, on every device.
 
+use crate::Outcome;
 use crate::common::{CASES, TrainStep};
 use criterion::{Criterion, Throughput};
+use halite::Session;
 use halite::hal::DeviceInfo;
-use halite::{Error, Session};
 use std::time::Duration;
 
-pub(crate) fn bench(
-    criterion: &mut Criterion,
-    session: &Session,
-    info: &DeviceInfo,
-    name: &str,
-) -> Result<(), Error> {
+pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceInfo, name: &str) -> Outcome {
     let engine = session.open(&info.id.to_string())?;
     let mut group = criterion.benchmark_group(name);
     for case in &CASES {
