@@ -17,12 +17,18 @@ pub enum Error {
     /// A device, a backend or a plugin.
     #[error(transparent)]
     Hal(#[from] halite_hal::Error),
-    /// A profile.
+    /// A profile; boxed, because it carries locations and suggestions.
     #[error(transparent)]
-    Profile(#[from] halite_profiles::Error),
+    Profile(Box<halite_profiles::Error>),
     /// An operation or an engine.
     #[error(transparent)]
     Ops(#[from] halite_ops::Error),
+}
+
+impl From<halite_profiles::Error> for Error {
+    fn from(error: halite_profiles::Error) -> Self {
+        Self::Profile(Box::new(error))
+    }
 }
 
 impl Error {

@@ -1,7 +1,7 @@
 //! Fused elementwise programs.
 //!
-//! `lower` compiles a [`Cluster`] to a short list of vector instructions ([`program`]); each workgroup interprets it
-//! chunk by chunk ([`machine`]), so that values between the steps never leave the L1 cache. Operands that lie in the
+//! `lower` compiles a [`Cluster`] to a short list of vector instructions (`program.rs`); each workgroup interprets it
+//! chunk by chunk (`machine.rs`), so that values between the steps never leave the L1 cache. Operands that lie in the
 //! order of the points are read where they are, and results are written where they belong.
 //!
 //! Launch: a grid `[groups, 1, 1]`; group `g` computes an equal share of the points, in row-major order. In place:

@@ -1,10 +1,11 @@
 //! Native kernels for the CPU.
 //!
 //! Each family answers a [`KernelOp`](crate::lower::KernelOp) with launches of Rust functions. Every family has the
-//! variants `avx512`, `avx2` and `portable`, compiled from one source.
+//! variants `avx512`, `avx2` and `portable`, compiled from one source; `plain` serves the convolutions that these do not.
 
 pub mod conv;
 pub mod conv_general;
+pub mod conv_plain;
 pub mod dot_general;
 pub mod elementwise;
 pub mod gemm;
@@ -27,6 +28,7 @@ pub fn variants() -> Vec<KernelVariant> {
         reduce::variants(),
         dot_general::variants(),
         conv_general::variants(),
+        conv_plain::variants(),
         window::variants(),
         pad::variants(),
     ]

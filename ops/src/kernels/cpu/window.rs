@@ -2,7 +2,7 @@
 //!
 //! Launch: a grid `[groups, 1, 1]`; each workgroup has an equal share of the `outer` slices, and writes every element
 //! of its part of the result. Any rank, stride and padding goes through one general loop; windows of 2 x 2 over f32
-//! that lie side by side have vector code ([`pool`]). Scattered additions accumulate in the result itself, those of
+//! that lie side by side have vector code (`pool.rs`). Scattered additions accumulate in the result itself, those of
 //! half precision in an f32 copy of a slice in scratch memory.
 
 mod pool;
