@@ -1,5 +1,7 @@
 //! The command line, `halite`.
 
+#![forbid(unsafe_code)]
+
 use halite::cli::demo::{DemoArgs, Dtype};
 use halite::cli::devices::{DeviceEntry, DeviceList, DevicesArgs};
 use halite::cli::profile;
@@ -68,7 +70,8 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
     let found = session.discover();
     let unavailable = unavailable(&found);
     let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
-    let selected = select_devices(&args.devices, &ids, &unavailable)?;
+    let requested = args.devices.iter().map(|name| resolve(session, name)).collect::<Result<Vec<_>, _>>()?;
+    let selected = select_devices(&requested, &ids, &unavailable)?;
     let digits = match &args.data {
         Some(file) => Digits::from_file(file),
         None => Digits::builtin(),
@@ -79,6 +82,10 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
         Dtype::F16 => DType::F16,
     };
     let config = CnnConfig { storage, ..CnnConfig::DIGITS };
+    for &position in &selected {
+        // A wrong profile is the user's input: refused before anything trains.
+        session.profile_of(&found.devices[position])?;
+    }
     let names: Vec<String> = selected.iter().map(|&position| ids[position].clone()).collect();
     let candidates = selected
         .iter()
@@ -141,7 +148,7 @@ fn show_profile(session: &Session, args: &ShowArgs) -> Result<u8, Stop> {
     let found = session.discover();
     let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
     let positions = match &args.device {
-        Some(name) => vec![position_of(name, &ids, &unavailable(&found))?],
+        Some(name) => vec![position_of(&resolve(session, name)?, &ids, &unavailable(&found))?],
         None => (0..ids.len()).collect(),
     };
     let effective = positions
@@ -167,6 +174,14 @@ fn show_profile(session: &Session, args: &ShowArgs) -> Result<u8, Stop> {
     };
     output::print(&text)?;
     Ok(EXIT_SUCCESS)
+}
+
+/// The name to look for: for `auto`, the identifier of the device that it stands for.
+fn resolve(session: &Session, name: &str) -> Result<String, Stop> {
+    if name.eq_ignore_ascii_case("auto") {
+        return Ok(session.open_device("auto")?.id().to_string());
+    }
+    Ok(name.to_owned())
 }
 
 fn unavailable(found: &halite::hal::Discovery) -> Vec<UnavailableBackend> {

@@ -145,6 +145,13 @@ fn npu_backend(plugins: Vec<PathBuf>) -> Result<halite_npu::NpuBackend, Error> {
         // What the user named must be there; what was merely searched for may be absent.
         backend.plugins()?;
     }
+    if std::env::var_os(halite_npu::OPTIONS_VARIABLE).is_some_and(|options| !options.is_empty()) {
+        // Options that no device takes are a mistake. Without a device there is nobody to judge them.
+        match driver::Backend::probe(&backend) {
+            Err(error) if *error.kind() != ErrorKind::Unavailable => return Err(error.into()),
+            _ => {}
+        }
+    }
     Ok(backend)
 }
 
@@ -190,9 +197,11 @@ impl Session {
     /// The profile that matches a device best.
     ///
     /// # Errors
-    /// When none matches.
+    /// When none matches, or it names an operation or a kernel variant that is not there.
     pub fn profile_of(&self, info: &DeviceInfo) -> Result<Arc<Profile>, Error> {
-        Ok(self.profiles.select(&DeviceFacts::from(info))?)
+        let profile = self.profiles.select(&DeviceFacts::from(info))?;
+        self.catalog.check(&profile, info)?;
+        Ok(profile)
     }
 
     /// Opens a device, inside the layers of `HALITE_LAYERS`: `cpu`, `npu:0`, or `auto` for the one whose profile

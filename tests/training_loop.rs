@@ -27,9 +27,8 @@ fn ten_thousand_steps_share_one_plan_and_a_constant_memory() {
     cnn.engine().synchronize().unwrap();
     let (before, resident_before) = at_warm_up.unwrap();
     let after = cnn.engine().stats();
-    // The first step differs: its weights come from the initialiser.
-    assert_eq!(after.plans_built, before.plans_built, "plans must not grow with steps");
-    assert!(before.plans_built <= 3, "{} plans", before.plans_built);
+    // One plan draws the initial weights, one is the step; up to four steps are in flight at a time.
+    assert_eq!((before.plans_built, after.plans_built), (2, 2), "plans must not depend on steps or timing");
     assert_eq!(after.evaluations - before.evaluations, (STEPS - WARM_UP - 1) as u64);
     assert_eq!(after.pool.reserved_bytes, before.pool.reserved_bytes, "device memory must not grow");
     assert_eq!(after.pool.peak_in_use_bytes, before.pool.peak_in_use_bytes);

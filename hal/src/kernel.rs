@@ -106,6 +106,12 @@ impl Signature {
                 )));
             }
         }
+        let most = info.limits.max_args as usize;
+        if args > most {
+            return Err(Error::invalid(format!(
+                "kernel '{name}' got {args} arguments, but the device takes {most}"
+            )));
+        }
         if args != self.args.len() {
             let expected = self.args.len();
             return Err(Error::invalid(format!("kernel '{name}' takes {expected} arguments, got {args}")));

@@ -174,7 +174,9 @@ impl ProgramBuilder {
     /// `offset + sum(index * stride)`, wrapping in the access's integer dtype.
     fn position(&mut self, access: &Access) -> ValueId {
         let dtype = access.dtype;
-        let constant = |value: i64| StepOp::Constant(Literal::new(dtype, value as f64));
+        // Wrapped to the dtype's bits, as the sums are.
+        let mask = u64::MAX >> (64 - 8 * dtype.size());
+        let constant = |value: i64| StepOp::Constant(Literal { dtype, bits: value as u64 & mask });
         let mut sum = None;
         for (axis, stride) in self.ordered_strides(access).into_iter().enumerate().filter(|(_, s)| *s != 0) {
             let mut term = self.push(StepOp::Index(axis as u32), dtype);

@@ -3,6 +3,8 @@
 use crate::lower::{KernelVariant, TensorType};
 use crate::reference::HostTensor;
 use crate::{Error, Result, Tensor, kernels};
+use halite_hal::DeviceInfo;
+use halite_profiles::{Candidate, Profile};
 use std::fmt;
 use std::sync::Arc;
 
@@ -71,6 +73,26 @@ impl Catalog {
             )));
         }
         self.variants.push(Arc::new(variant));
+        Ok(())
+    }
+
+    /// Checks that a profile names only operations, and variants of formats that the device takes, that are here.
+    /// Entries of built-in profiles may name what a program has left out.
+    ///
+    /// # Errors
+    /// `Profile` with file, line and the names that would work.
+    pub fn check(&self, profile: &Profile, device: &DeviceInfo) -> Result<()> {
+        let profile_error = |error: halite_profiles::Error| Error::Profile(error.to_string());
+        let mut ops: Vec<&str> = self.variants.iter().map(|variant| variant.op.as_str()).collect();
+        ops.sort_unstable();
+        ops.dedup();
+        profile.check_ops(&ops).map_err(profile_error)?;
+        for op in ops {
+            let names = self.variants_of(op).filter(|variant| device.accepts(&variant.format));
+            let candidates: Vec<Candidate<'_>> =
+                names.map(|variant| Candidate { variant: &variant.name, requires: &[] }).collect();
+            profile.check_variants(op, &candidates).map_err(profile_error)?;
+        }
         Ok(())
     }
 

@@ -103,10 +103,15 @@ struct Work {
 /// An enqueued evaluation whose end has not been seen yet.
 struct InFlight {
     event: Event,
-    /// Nodes that it settles. When it is done their inputs are released; when it failed their values are.
-    outputs: Vec<Weak<Node>>,
+    /// Reached when everything but the updates, which overwrite donated memory, is done. `None` without updates.
+    before_updates: Option<Event>,
+    /// Nodes that it settles, with what they are computed from: released when it is done, given back when it failed.
+    outputs: Vec<(Weak<Node>, Vec<Tensor>)>,
     /// Leaves whose memory went over to an output: `(leaf, output)`.
     donors: Vec<(Weak<Node>, Weak<Node>)>,
+    /// References that the inputs above hold, directly or not, to leaves and outputs by id. They do not count as
+    /// somebody's interest in a value: whether they are still there depends on timing, and a plan must not.
+    references: Vec<(u64, usize)>,
 }
 
 impl Engine {
@@ -196,7 +201,8 @@ impl Engine {
     /// The first failure; the tensors that it concerns are unsettled again, their inputs intact.
     pub fn synchronize(&self) -> Result<()> {
         let mut work = lock(&self.0.work);
-        self.reap(&mut work, 0)
+        self.reap(&mut work, 0)?;
+        self.0.stream.synchronize().map_err(|error| self.recover(&mut work, error.into()))
     }
 
     /// What evaluating `tensors` together would launch, in order. Computes nothing.
@@ -209,15 +215,17 @@ impl Engine {
         if roots.is_empty() {
             return Ok(Vec::new());
         }
-        let graph = Graph::new(&roots);
+        let graph = Graph::new(&roots, &work.in_flight);
         Ok(self.plan(&mut work, &graph)?.launches.clone())
     }
 
     /// A settled tensor of these bytes.
     pub(crate) fn leaf(&self, dtype: DType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tensor> {
         let allocation = self.0.pool.allocate(&self.0.stream, bytes.len() as u64)?;
-        if !bytes.is_empty() {
-            self.0.stream.write(allocation.as_slice(), bytes)?;
+        if !bytes.is_empty()
+            && let Err(error) = self.0.stream.write(allocation.as_slice(), bytes)
+        {
+            return Err(self.recover(&mut lock(&self.0.work), error.into()));
         }
         let value = Some(Value(Arc::new(allocation)));
         Ok(Tensor::from_node(Node::new(
@@ -263,7 +271,7 @@ impl Engine {
         if roots.is_empty() {
             return Ok(());
         }
-        let graph = Graph::new(&roots);
+        let graph = Graph::new(&roots, &work.in_flight);
         let plan = self.plan(&mut work, &graph)?;
         self.run(&mut work, &graph, &plan).map_err(|error| self.recover(&mut work, error))
     }
@@ -307,8 +315,10 @@ impl Engine {
         let arena = pool.allocate(stream, plan.arena_bytes)?;
         let bindings =
             Bindings { leaves: &leaves, outputs: &outputs, arena: arena.as_slice(), scalars: &graph.scalars };
+        let mut before_updates = None;
         for region in &plan.regions {
             match region {
+                Region::Updates => before_updates = Some(stream.record()?),
                 Region::Device { list, slots, scalars } => {
                     let buffers =
                         slots.iter().map(|&slot| bindings.slot(slot)).collect::<Result<Vec<_>>>()?;
@@ -317,7 +327,7 @@ impl Engine {
                 Region::Fallback(region) => self.run_fallback(region, &bindings)?,
             }
         }
-        self.settle(work, graph, plan, values, &new)
+        self.settle(work, graph, plan, values, &new, before_updates)
     }
 
     /// Runs a unit on the fallback device; blocks, because its data go through the host.
@@ -325,6 +335,21 @@ impl Engine {
         let Some(fallback) = &self.0.fallback else {
             return Err(halite_hal::Error::unsupported("the plan was made with a fallback engine").into());
         };
+        self.copy_and_run(fallback, region, bindings).map_err(|error| {
+            // The other engine has evaluations of its own, which must learn of the failure.
+            fallback.recover(&mut lock(&fallback.0.work), error)
+        })?;
+        let key = (region.op.clone(), region.reason.clone());
+        *lock(&self.0.fallbacks).entry(key).or_default() += 1;
+        Ok(())
+    }
+
+    fn copy_and_run(
+        &self,
+        fallback: &Engine,
+        region: &FallbackRegion,
+        bindings: &Bindings<'_>,
+    ) -> Result<()> {
         let (pool, stream) = (&fallback.0.pool, &fallback.0.stream);
         let mut held = Vec::new();
         for &(place, len) in &region.inputs {
@@ -348,15 +373,9 @@ impl Engine {
         )?;
         for (&(place, len), allocation) in region.outputs.iter().zip(&held[region.inputs.len()..]) {
             let mut bytes = vec![0; len as usize];
-            let copied = stream.read_blocking(allocation.as_slice(), &mut bytes);
-            if let Err(error) = copied {
-                stream.reset()?;
-                return Err(error.into());
-            }
+            stream.read_blocking(allocation.as_slice(), &mut bytes)?;
             self.0.stream.write(&bindings.range(place, len)?, bytes)?;
         }
-        let key = (region.op.clone(), region.reason.clone());
-        *lock(&self.0.fallbacks).entry(key).or_default() += 1;
         Ok(())
     }
 
@@ -368,9 +387,16 @@ impl Engine {
         plan: &Plan,
         values: Vec<Option<Value>>,
         new: &[Value],
+        before_updates: Option<Event>,
     ) -> Result<()> {
         let event = self.0.stream.record()?;
-        let mut in_flight = InFlight { event, outputs: Vec::new(), donors: Vec::new() };
+        let mut in_flight = InFlight {
+            event,
+            before_updates,
+            outputs: Vec::new(),
+            donors: Vec::new(),
+            references: Vec::new(),
+        };
         for &(node, memory) in &plan.outputs {
             let tensor = &graph.order[node];
             let value = match memory {
@@ -379,12 +405,18 @@ impl Engine {
                 OutputMemory::Donated(leaf) => {
                     let donor = &graph.order[leaf];
                     in_flight.donors.push((Arc::downgrade(&donor.0), Arc::downgrade(&tensor.0)));
-                    donor.0.state().value.take()
+                    let mut state = donor.0.state();
+                    state.handed_on = true;
+                    state.value.take()
                 }
             };
-            tensor.0.state().value = value;
-            in_flight.outputs.push(Arc::downgrade(&tensor.0));
+            let mut state = tensor.0.state();
+            state.value = value;
+            in_flight.outputs.push((Arc::downgrade(&tensor.0), std::mem::take(&mut state.inputs)));
         }
+        let kept = |i: &usize| graph.edges[*i] > 0 && (graph.is_leaf[*i] || graph.is_output[*i]);
+        let references = (0..graph.order.len()).filter(kept).map(|i| (graph.order[i].0.id, graph.edges[i]));
+        in_flight.references.extend(references);
         work.in_flight.push_back(in_flight);
         self.0.counters.evaluations.fetch_add(1, Ordering::Relaxed);
         self.0.counters.launches.fetch_add(plan.launches.len() as u64, Ordering::Relaxed);
@@ -407,12 +439,7 @@ impl Engine {
                 let _ = self.0.stream.reset();
                 return Err(error.into());
             }
-            if let Some(done) = work.in_flight.pop_front() {
-                for node in done.outputs.iter().filter_map(Weak::upgrade) {
-                    let inputs = std::mem::take(&mut node.state().inputs);
-                    drop(inputs);
-                }
-            }
+            work.in_flight.pop_front();
         }
         Ok(())
     }
@@ -457,15 +484,25 @@ pub fn eval(tensors: &[&Tensor]) -> Result<()> {
     Ok(())
 }
 
+/// Takes evaluations back, the latest first: their outputs are unsettled again. Memory that an update may have begun
+/// to overwrite is not given back as the old value; everything else is.
 fn undo(in_flight: &mut VecDeque<InFlight>) {
     while let Some(failed) = in_flight.pop_back() {
+        let is_overwritten = failed.before_updates.is_some_and(|event| event.is_done().unwrap_or(false));
         for (donor, heir) in failed.donors {
-            if let (Some(donor), Some(heir)) = (donor.upgrade(), heir.upgrade()) {
-                donor.state().value = heir.state().value.take();
+            if let (Some(donor), Some(heir), false) = (donor.upgrade(), heir.upgrade(), is_overwritten) {
+                let value = heir.state().value.take();
+                let mut state = donor.state();
+                state.handed_on = value.is_none();
+                state.value = value;
             }
         }
-        for node in failed.outputs.iter().filter_map(Weak::upgrade) {
-            node.state().value = None;
+        for (node, inputs) in failed.outputs {
+            if let Some(node) = node.upgrade() {
+                let mut state = node.state();
+                state.value = None;
+                state.inputs = inputs;
+            }
         }
     }
 }
@@ -487,15 +524,23 @@ struct Graph {
     is_output: Vec<bool>,
     donatable: Vec<bool>,
     scalars: Vec<Option<Scalar>>,
+    /// References to each node from others of the graph.
+    edges: Vec<usize>,
     key: PlanKey,
 }
 
 impl Graph {
-    fn new(roots: &[Tensor]) -> Self {
+    fn new(roots: &[Tensor], in_flight: &VecDeque<InFlight>) -> Self {
         let order = topological_order(roots);
         let index: IdMap<usize> = order.iter().enumerate().map(|(i, tensor)| (tensor.0.id, i)).collect();
-        // References from within: this list's own, the roots', and one for each edge.
+        // References from within: this list's own, the roots', and those of evaluations that are not done yet.
         let mut inside = vec![1usize; order.len()];
+        for &(id, references) in in_flight.iter().flat_map(|evaluation| &evaluation.references) {
+            if let Some(&node) = index.get(&id) {
+                inside[node] += references;
+            }
+        }
+        let mut edges = vec![0usize; order.len()];
         let mut is_output = vec![false; order.len()];
         for root in roots {
             inside[index[&root.0.id]] += 1;
@@ -506,16 +551,16 @@ impl Graph {
         for tensor in &order {
             let state = tensor.0.state();
             // A leaf without a value was handed on by another thread's evaluation; binding it reports that.
-            let leaf = state.value.is_some() || matches!(tensor.0.op, Op::Leaf);
+            let leaf = state.is_settled() || matches!(tensor.0.op, Op::Leaf);
             is_leaf.push(leaf);
             let own: Vec<usize> =
                 if leaf { Vec::new() } else { state.inputs.iter().map(|input| index[&input.0.id]).collect() };
-            own.iter().for_each(|&input| inside[input] += 1);
+            own.iter().for_each(|&input| edges[input] += 1);
             inputs.push(own);
         }
         let mut donatable = vec![false; order.len()];
         for (i, tensor) in order.iter().enumerate() {
-            let held_outside = Arc::strong_count(&tensor.0) > inside[i];
+            let held_outside = Arc::strong_count(&tensor.0) > inside[i] + edges[i];
             if is_leaf[i] {
                 let alone =
                     tensor.0.state().value.as_ref().is_some_and(|value| Arc::strong_count(&value.0) == 1);
@@ -533,7 +578,7 @@ impl Graph {
             })
             .collect();
         let mut graph =
-            Self { order, inputs, is_leaf, is_output, donatable, scalars, key: PlanKey::default() };
+            Self { order, inputs, is_leaf, is_output, donatable, scalars, edges, key: PlanKey::default() };
         graph.key = graph.encode();
         graph
     }

@@ -12,10 +12,12 @@ use crate::op::Op;
 use halite_hal::DType;
 use std::collections::HashMap;
 
-/// Most nodes of one cluster, so that kernels keep their intermediate values in registers or caches.
-const MAX_CLUSTER_NODES: usize = 64;
-/// Most distinct inputs of one cluster; devices bound the number of kernel arguments.
-const MAX_CLUSTER_INPUTS: usize = 12;
+/// Most nodes of one cluster, so that kernels keep their intermediate values in registers or caches. Each may become
+/// an output.
+const MAX_CLUSTER_NODES: usize = 32;
+/// Most reads of one cluster from outside, views and runtime scalars counted one by one. Together with the outputs they
+/// stay below the 64 arguments that every device takes.
+const MAX_CLUSTER_READS: usize = 24;
 /// Clusters with more consumers than this are not merged, so that each merge is checked in constant time.
 const MAX_TRACKED_CONSUMERS: usize = 64;
 
@@ -139,8 +141,9 @@ struct Draft {
 }
 
 enum Work {
-    /// Elementwise nodes over one iteration space (without axes of extent 1), with the values they read.
-    Cluster { shape: Vec<usize>, nodes: Vec<usize>, inputs: Vec<ValueIndex> },
+    /// Elementwise nodes over one iteration space (without axes of extent 1), and how many reads from outside they
+    /// make at most.
+    Cluster { shape: Vec<usize>, nodes: Vec<usize>, reads: usize },
     /// A dense copy of a view.
     Copy { access: Access, value: ValueIndex },
     /// A reduction of a view.
@@ -341,7 +344,7 @@ impl<'a> Fuser<'a> {
         fusable.sort_by_key(|&unit| std::cmp::Reverse(self.drafts[unit].position));
         let target = match fusable.first() {
             Some(&last) if after < Some(self.drafts[last].position) && self.has_room(last, &operands) => last,
-            _ => self.new_unit(Work::Cluster { shape, nodes: Vec::new(), inputs: Vec::new() }),
+            _ => self.new_unit(Work::Cluster { shape, nodes: Vec::new(), reads: operands.len() }),
         };
         for unit in fusable {
             if unit != target {
@@ -349,18 +352,19 @@ impl<'a> Fuser<'a> {
             }
         }
         self.producers[value] = Some(target);
-        let external: Vec<_> = operands
-            .iter()
-            .filter_map(Access::value)
-            .filter(|&value| self.producer(value) != Some(target))
-            .collect();
-        if let Work::Cluster { nodes, inputs, .. } = &mut self.drafts[target].work {
+        let from_outside = |access: &&Access| match access.source {
+            Source::Value(value) => self.producer(value) != Some(target),
+            Source::Scalar(_) => true,
+            Source::Constant(_) | Source::Position => false,
+        };
+        let outside: Vec<&Access> = operands.iter().filter(from_outside).collect();
+        let external: Vec<ValueIndex> = outside.iter().filter_map(|access| access.value()).collect();
+        let count = outside.len();
+        if let Work::Cluster { nodes, reads, .. } = &mut self.drafts[target].work {
+            // A new cluster was made with room for all operands, which are counted exactly only now.
+            *reads = if nodes.is_empty() { count } else { *reads + count };
             nodes.push(index);
-            for &value in &external {
-                if !inputs.contains(&value) {
-                    inputs.push(value);
-                }
-            }
+            nodes.sort_unstable();
         }
         for value in external {
             self.consume_value(value, target);
@@ -378,8 +382,8 @@ impl<'a> Fuser<'a> {
     }
 
     fn has_room(&self, cluster: UnitId, operands: &[Access]) -> bool {
-        let Work::Cluster { nodes, inputs, .. } = &self.drafts[cluster].work else { return false };
-        nodes.len() < MAX_CLUSTER_NODES && inputs.len() + operands.len() <= MAX_CLUSTER_INPUTS
+        let Work::Cluster { nodes, reads, .. } = &self.drafts[cluster].work else { return false };
+        nodes.len() < MAX_CLUSTER_NODES && reads + operands.len() <= MAX_CLUSTER_READS
     }
 
     /// Moves the nodes of `from` into `into`, which comes later, if nothing in between reads them.
@@ -391,27 +395,25 @@ impl<'a> Fuser<'a> {
                 let unit = self.find(unit);
                 unit == into || self.drafts[unit].position > position
             });
-        let (Work::Cluster { nodes: a, inputs: x, .. }, Work::Cluster { nodes: b, inputs: y, .. }) =
+        let (Work::Cluster { nodes: a, reads: x, .. }, Work::Cluster { nodes: b, reads: y, .. }) =
             (&self.drafts[from].work, &self.drafts[into].work)
         else {
             return;
         };
-        let fits = a.len() + b.len() < MAX_CLUSTER_NODES && x.len() + y.len() <= MAX_CLUSTER_INPUTS;
+        // One node more is about to join.
+        let fits = a.len() + b.len() < MAX_CLUSTER_NODES && x + y <= MAX_CLUSTER_READS;
         // A view of `from` other than point by point must stay a value in memory, written before `into` starts.
         if !movable || !fits || self.reads_otherwise(b, from) {
             return;
         }
-        let (moved, mut all_inputs) = (a.clone(), [&x[..], y].concat());
+        let (moved, all_reads) = (a.clone(), x + y);
         let from_consumers = std::mem::take(&mut self.drafts[from].consumers);
         self.drafts[from].merged_into = Some(into);
         self.drafts[into].consumers.extend(from_consumers.into_iter().filter(|&unit| unit != into));
-        all_inputs.sort_unstable();
-        all_inputs.dedup();
-        all_inputs.retain(|&value| self.producer(value) != Some(into));
-        if let Work::Cluster { nodes, inputs, .. } = &mut self.drafts[into].work {
+        if let Work::Cluster { nodes, reads, .. } = &mut self.drafts[into].work {
             nodes.extend(moved);
             nodes.sort_unstable();
-            *inputs = all_inputs;
+            *reads = all_reads;
         }
     }
 
@@ -439,7 +441,7 @@ impl<'a> Fuser<'a> {
     }
 
     fn take_work(&mut self, unit: UnitId) -> Work {
-        let empty = Work::Cluster { shape: Vec::new(), nodes: Vec::new(), inputs: Vec::new() };
+        let empty = Work::Cluster { shape: Vec::new(), nodes: Vec::new(), reads: 0 };
         std::mem::replace(&mut self.drafts[unit].work, empty)
     }
 

@@ -51,6 +51,12 @@ pub fn vector_jacobian_product(output: &Tensor, cotangent: &Tensor, wrt: &[&Tens
     let mut cotangents: IdMap<Tensor> = IdMap::default();
     let reached: IdMap<()> = order.iter().map(|tensor| (tensor.0.id, ())).collect();
     for (index, tensor) in wrt.iter().enumerate() {
+        if !tensor.dtype().is_float() {
+            let dtype = tensor.dtype();
+            return Err(Error::gradient(format!(
+                "only floats have gradients, tensor {index} of the list is {dtype}"
+            )));
+        }
         if !reached.contains_key(&tensor.0.id) {
             return Err(Error::gradient(format!(
                 "the output does not depend on tensor {index} of the list ({tensor:?}); if it was evaluated \
@@ -73,6 +79,7 @@ pub fn vector_jacobian_product(output: &Tensor, cotangent: &Tensor, wrt: &[&Tens
             continue;
         }
         let parts = vector_jacobian(tensor, &inputs, &cotangent, &wanted)?;
+        check_parts(tensor, &inputs, &parts)?;
         for ((input, part), _) in inputs.iter().zip(parts).zip(&wanted).filter(|(_, wanted)| **wanted) {
             let Some(part) = part else { continue };
             let total = match cotangents.remove(&input.0.id) {
@@ -86,4 +93,30 @@ pub fn vector_jacobian_product(output: &Tensor, cotangent: &Tensor, wrt: &[&Tens
         .iter()
         .map(|tensor| cotangents.get(&tensor.0.id).cloned().unwrap_or_else(|| tensor.full_like(0.0)))
         .collect())
+}
+
+/// Checks the cotangents of a node's inputs; those of a custom op come from another crate.
+#[track_caller]
+fn check_parts(node: &Tensor, inputs: &[Tensor], parts: &[Option<Tensor>]) -> Result<()> {
+    let name = node.0.op.name();
+    if parts.len() != inputs.len() {
+        let (expected, got) = (inputs.len(), parts.len());
+        return Err(Error::gradient(format!(
+            "the derivative of {name} must give {expected} cotangents, got {got}"
+        )));
+    }
+    for (index, (input, part)) in inputs.iter().zip(parts).enumerate() {
+        if let Some(part) = part
+            && part.tensor_type() != input.tensor_type()
+        {
+            return Err(Error::gradient(format!(
+                "the derivative of {name} gives {} {:?} for input {index}, which is {} {:?}",
+                part.dtype(),
+                part.shape(),
+                input.dtype(),
+                input.shape()
+            )));
+        }
+    }
+    Ok(())
 }

@@ -40,6 +40,15 @@ pub(crate) struct State {
     /// There from the moment that an evaluation has enqueued its computation. From then on the node is a leaf for
     /// `grad` and for later evaluations.
     pub(crate) value: Option<Value>,
+    /// Whether the value's memory was taken over by another tensor, which overwrote it.
+    pub(crate) handed_on: bool,
+}
+
+impl State {
+    /// Whether the node is a leaf for `grad` and for evaluations.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.value.is_some() || self.handed_on
+    }
 }
 
 impl Node {
@@ -52,7 +61,7 @@ impl Node {
         value: Option<Value>,
     ) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, op, dtype, shape, placement, state: Mutex::new(State { inputs, value }) }
+        Self { id, op, dtype, shape, placement, state: Mutex::new(State { inputs, value, handed_on: false }) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -67,7 +76,7 @@ impl Node {
     /// The inputs of a node without a value; nothing for a settled one.
     pub(crate) fn open_inputs(&self) -> Vec<Tensor> {
         let state = self.state();
-        if state.value.is_some() { Vec::new() } else { state.inputs.clone() }
+        if state.is_settled() { Vec::new() } else { state.inputs.clone() }
     }
 }
 

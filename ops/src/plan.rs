@@ -50,6 +50,8 @@ pub(crate) enum Slot {
 
 /// Work on one device, in order with the plan's other regions.
 pub(crate) enum Region {
+    /// From here on, launches overwrite donated memory.
+    Updates,
     /// Commands of the engine's own device.
     Device {
         list: CommandList,
@@ -360,6 +362,11 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Whether a computed value overwrites a leaf's memory.
+    fn is_donated(&self, value: ValueIndex) -> bool {
+        self.fused.values[value].leaf.is_none() && matches!(self.places[value], Some(Place::Leaf(_)))
+    }
+
     /// Where a value lies. Values without elements were never placed: nothing reads them.
     fn place(&self, value: ValueIndex) -> Place {
         self.places[value].unwrap_or(Place::Arena(0))
@@ -373,6 +380,11 @@ impl<'a> Planner<'a> {
         let mut regions = Vec::new();
         let mut open = Recorder::default();
         for (position, step) in lowered.into_iter().enumerate() {
+            let is_update = step.unit.outputs.iter().any(|&value| self.is_donated(value));
+            if is_update && !regions.iter().any(|region| matches!(region, Region::Updates)) {
+                self.close(&mut open, &mut regions)?;
+                regions.push(Region::Updates);
+            }
             if step.fallback_reason.is_some() {
                 self.close(&mut open, &mut regions)?;
                 regions.push(Region::Fallback(self.record_fallback(step)?));
@@ -565,7 +577,10 @@ impl Engine {
             let parameters = if variant.name == choice.variant { &choice.parameters } else { &default };
             let request = LowerRequest { op, inputs, outputs, parameters, device: info };
             match (variant.lower)(&request) {
-                Ok(lowered) => return self.load_all(&variant.name, parameters, lowered),
+                Ok(lowered) => {
+                    check_arguments(&variant.name, &request, &lowered)?;
+                    return self.load_all(&variant.name, parameters, lowered);
+                }
                 Err(unservable) => reasons.push(format!("{}: {unservable}", variant.name)),
             }
         }
@@ -582,6 +597,36 @@ impl Engine {
             kernels: lowered.launches.into_iter().map(load).collect::<Result<_>>()?,
             workspace_bytes: lowered.workspace_bytes,
         })
+    }
+}
+
+/// Checks what a variant answered: it may be another crate's.
+fn check_arguments(variant: &str, request: &LowerRequest<'_>, lowered: &Lowered) -> Result<()> {
+    let scalars = match request.op {
+        KernelOp::Elementwise(program) => program.scalars.len(),
+        KernelOp::Reduce(reduction) => reduction.program.scalars.len(),
+        _ => 0,
+    };
+    let in_range = |arg: &LaunchArg| match *arg {
+        LaunchArg::Input(n) => n < request.inputs.len(),
+        LaunchArg::Output(n) => n < request.outputs.len(),
+        LaunchArg::Scalar(n) => n < scalars,
+        LaunchArg::Workspace { offset, len } => {
+            offset.checked_add(len).is_some_and(|end| end <= lowered.workspace_bytes)
+        }
+        LaunchArg::Literal(_) => true,
+    };
+    let wrong = lowered.launches.iter().flat_map(|launch| &launch.args).find(|arg| !in_range(arg));
+    match wrong {
+        None => Ok(()),
+        Some(arg) => Err(Error::Catalog(format!(
+            "variant '{variant}' of {} launches with {arg:?}, but there are {} inputs, {} outputs, {scalars} scalars and \
+             {} bytes of workspace",
+            request.op.name(),
+            request.inputs.len(),
+            request.outputs.len(),
+            lowered.workspace_bytes
+        ))),
     }
 }
 
@@ -618,7 +663,7 @@ impl Bindings<'_> {
 
     fn leaf(&self, leaf: usize) -> Result<BufferSlice> {
         self.leaves[leaf].clone().ok_or_else(|| {
-            let message = "an input's memory was handed on to another tensor while it was still referenced";
+            let message = "an input's memory was taken over by an update that failed, or by another thread; make the input anew";
             halite_hal::Error::invalid(message).into()
         })
     }

@@ -116,9 +116,13 @@ impl Profile {
         })
     }
 
-    /// Every entry is checked, also those behind the one that fits, so that a typing error shows on every
-    /// machine and not only where the entry's turn comes.
-    fn check_variants(&self, op: &str, candidates: &[Candidate<'_>]) -> Result<()> {
+    /// Checks that every variant which a user's file names for `op` is a candidate: also those behind the one that
+    /// fits, so that a typing error shows on every machine and not only where the entry's turn comes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownVariant`] with file and line.
+    pub fn check_variants(&self, op: &str, candidates: &[Candidate<'_>]) -> Result<()> {
         for (index, entry) in self.kernel_entries(op).iter().enumerate() {
             let known = candidates.iter().any(|candidate| candidate.variant == entry.variant());
             if !known && !entry.origin().is_builtin() {
