@@ -93,7 +93,10 @@ impl Access {
                     if shape[axis] > 0 {
                         view.offset += self.strides[axis] * start[axis] as i64;
                     }
-                    view.strides[axis] *= step[axis] as i64;
+                    // Where nothing follows, the step may be any number, also one that overflows the stride.
+                    if shape[axis] > 1 {
+                        view.strides[axis] *= step[axis] as i64;
+                    }
                 }
             }
             Op::Flip(axes) => {

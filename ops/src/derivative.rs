@@ -6,11 +6,12 @@
 use crate::cluster::{BinaryOp, UnaryOp};
 use crate::lower::{ConvGeometry, ConvOperand, ReduceKind, WindowKind};
 use crate::op::{DotAxes, Op, WindowAttributes};
-use crate::{Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 type Cotangents = Result<Vec<Option<Tensor>>>;
 
 /// Cotangents of the inputs of `y`; entries that are not `wanted` may be `None`.
+#[track_caller]
 pub(crate) fn vector_jacobian(y: &Tensor, inputs: &[Tensor], g: &Tensor, wanted: &[bool]) -> Cotangents {
     let x = &inputs[0];
     match &y.0.op {
@@ -41,6 +42,7 @@ fn one(cotangent: Option<Tensor>) -> Cotangents {
     Ok(vec![cotangent])
 }
 
+#[track_caller]
 fn unary(op: UnaryOp, x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
     Ok(Some(match op {
         UnaryOp::Neg => g.neg()?,
@@ -56,6 +58,7 @@ fn unary(op: UnaryOp, x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Option<Tenso
     }))
 }
 
+#[track_caller]
 fn binary(op: BinaryOp, a: &Tensor, b: &Tensor, y: &Tensor, g: &Tensor, wanted: &[bool]) -> Cotangents {
     let when = |wanted: bool, build: &dyn Fn() -> Result<Tensor>| wanted.then(build).transpose();
     let [da, db]: [&dyn Fn() -> Result<Tensor>; 2] = match op {
@@ -92,6 +95,7 @@ fn binary(op: BinaryOp, a: &Tensor, b: &Tensor, y: &Tensor, g: &Tensor, wanted: 
 }
 
 /// 1 where `a` alone is the extreme `y`, 1/2 where both are, else 0.
+#[track_caller]
 fn share_of_extreme(a: &Tensor, b: &Tensor, y: &Tensor) -> Result<Tensor> {
     let [zero, half, one] = [0.0, 0.5, 1.0].map(|value| a.full_like(value));
     let won = b.eq(y)?.select(&half, &one)?;
@@ -106,11 +110,13 @@ fn inverse(axes: &[usize]) -> Vec<usize> {
     inverse
 }
 
+#[track_caller]
 fn unexpand(g: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let repeated: Vec<_> = (0..shape.len()).filter(|&axis| shape[axis] != g.shape()[axis]).collect();
     g.sum(&repeated)?.reshape(shape)
 }
 
+#[track_caller]
 fn unslice(g: &Tensor, shape: &[usize], start: &[usize], step: &[usize]) -> Result<Tensor> {
     let low: Vec<i64> = start.iter().map(|&s| s as i64).collect();
     let interior: Vec<_> = step.iter().map(|&s| s - 1).collect();
@@ -125,6 +131,7 @@ fn unslice(g: &Tensor, shape: &[usize], start: &[usize], step: &[usize]) -> Resu
 }
 
 /// Takes back from a padded cotangent what belongs to the unpadded elements; those that were cut get 0.
+#[track_caller]
 fn unpad(g: &Tensor, shape: &[usize], low: &[i64], high: &[i64], interior: &[usize]) -> Result<Tensor> {
     // Undo the cuts (and only them) with zeros, so that every element's place exists; then take the places.
     let restore = |edge: &[i64]| edge.iter().map(|&e| (-e).max(0)).collect::<Vec<_>>();
@@ -142,6 +149,7 @@ fn unpad(g: &Tensor, shape: &[usize], low: &[i64], high: &[i64], interior: &[usi
     whole.slice(&start, &end, &step)
 }
 
+#[track_caller]
 fn reduce(kind: ReduceKind, axes: &[usize], x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
     let mut kept = x.shape().to_vec();
     axes.iter().for_each(|&axis| kept[axis] = 1);
@@ -154,11 +162,17 @@ fn reduce(kind: ReduceKind, axes: &[usize], x: &Tensor, y: &Tensor, g: &Tensor) 
             let count = is_extreme.sum(axes)?;
             spread(&g.div(&count)?)?.mul(&is_extreme)?
         }
-        ReduceKind::Prod | ReduceKind::ArgMax => return Ok(None),
+        ReduceKind::ArgMax => return Ok(None),
+        ReduceKind::Prod => {
+            let message =
+                "prod has no derivative here; multiply the elements one by one, or detach the product";
+            return Err(Error::gradient(message));
+        }
     }))
 }
 
 /// For `y = dot(a, b)` each cotangent is a contraction of `g` with the other operand over that one's free axes.
+#[track_caller]
 fn dot(axes: &DotAxes, a: &Tensor, b: &Tensor, g: &Tensor, wanted: &[bool]) -> Cotangents {
     let g = &g.cast(a.dtype())?;
     let batch = axes.lhs_batch.len();

@@ -98,12 +98,11 @@ impl WindowAttributes {
     pub fn output(&self) -> Vec<usize> {
         (0..self.window.len())
             .map(|axis| {
-                let padded = self.input[axis] + self.pad_low[axis] + self.pad_high[axis];
-                if padded < self.window[axis] {
-                    0
-                } else {
-                    (padded - self.window[axis]) / self.stride[axis] + 1
-                }
+                let padded =
+                    self.input[axis].saturating_add(self.pad_low[axis]).saturating_add(self.pad_high[axis]);
+                padded
+                    .checked_sub(self.window[axis])
+                    .map_or(0, |room| (room / self.stride[axis]).saturating_add(1))
             })
             .collect()
     }

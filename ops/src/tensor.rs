@@ -161,6 +161,7 @@ impl Tensor {
             Ok(out) => out,
             Err(message) => return Err(Error::shape(name, message)),
         };
+        creation::check_elements(&name, &out.shape)?;
         let inputs = inputs.iter().map(|&input| input.clone()).collect();
         Ok(Self::build(Op::Custom(op), out.dtype, out.shape, inputs))
     }
@@ -214,6 +215,12 @@ pub(crate) fn same_engine(op: &str, lhs: &Tensor, rhs: &Tensor) -> Result<()> {
     }
     let name = |tensor: &Tensor| tensor.engine().device().id().to_string();
     Err(Error::Placement { op: op.to_owned(), lhs: name(lhs), rhs: name(rhs), location: Location::caller() })
+}
+
+/// An axis with its padding; `None` where kernels could not count its places in signed 64-bit integers.
+fn padded_extent(extent: usize, low: usize, high: usize) -> Option<usize> {
+    let padded = extent.checked_add(low)?.checked_add(high)?;
+    i64::try_from(padded).is_ok().then_some(padded)
 }
 
 #[track_caller]

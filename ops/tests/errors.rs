@@ -2,9 +2,14 @@
 
 mod common;
 
+use halite_ops::lower::TensorType;
 use halite_ops::optim::{Adam, Sgd};
+use halite_ops::reference::HostTensor;
 use halite_ops::registry;
-use halite_ops::{ConvOptions, DType, Error, Tensor, WindowAttributes, grad, vector_jacobian_product};
+use halite_ops::{
+    ConvOptions, CustomOp, DType, Error, Tensor, WindowAttributes, grad, vector_jacobian_product,
+};
+use std::sync::Arc;
 
 #[test]
 fn every_error_case_is_refused_with_op_shapes_and_the_callers_file() {
@@ -52,6 +57,9 @@ fn messages_name_the_line_of_the_call() {
         pad_low: vec![0],
         pad_high: vec![0],
     };
+    let dilated = ConvOptions { dilation: vec![usize::MAX; 2], ..ConvOptions::padded(2, 0) };
+    let grouped = ConvOptions { groups: usize::MAX, ..ConvOptions::padded(2, 0) };
+    let still = WindowAttributes { stride: vec![1, 0], ..wide(2, 2) };
     let mut parameters = [x.clone()];
     macro_rules! refused {
         ($call:expr) => {
@@ -76,6 +84,8 @@ fn messages_name_the_line_of_the_call() {
     refused!(x.narrow(3, 0, 1));
     refused!(x.flip(&[1]));
     refused!(x.pad(&[-9], &[0], &[0], 0.0));
+    refused!(x.pad(&[i64::MIN], &[i64::MAX], &[0], 0.0));
+    refused!(x.pad(&[i64::MIN], &[i64::MIN], &[usize::MAX], 0.0));
     refused!(x.sum(&[1]));
     refused!(x.mean(&[1]));
     refused!(integers.mean(&[0]));
@@ -88,7 +98,15 @@ fn messages_name_the_line_of_the_call() {
     refused!(x.dot_general(&y, &Default::default(), DType::I32));
     refused!(images.conv2d(&images.reshape(&[1, 4, 2, 2]).unwrap(), 0));
     refused!(images.conv(&images, &ConvOptions::padded(1, 0)));
+    refused!(images.conv2d(&images, 1 << 40));
+    refused!(images.conv2d(&images, usize::MAX));
+    refused!(images.conv(&images, &dilated));
+    refused!(images.conv(&images, &grouped));
     refused!(x.window_max(&windows));
+    refused!(x.window_sum(&wide(usize::MAX, 1)));
+    refused!(images.window_max(&wide(1 << 40, 2)));
+    refused!(images.window_max(&still));
+    refused!(Tensor::call(Arc::new(Endless), &[&x]));
     refused!(x.window_sum(&windows));
     refused!(x.max_pool2d(2));
     refused!(x.mean_pool2d(2));
@@ -103,9 +121,62 @@ fn messages_name_the_line_of_the_call() {
     refused!(grad(&x, &[&x]));
     refused!(grad(&integers.sum_all().unwrap(), &[&x]));
     refused!(grad(&x.sum_all().unwrap(), &[&y]));
+    // Undoing the cut would need more than the address space.
+    let cut = x.pad(&[-(i64::MAX / 8)], &[i64::MAX / 8], &[0], 0.0).unwrap();
+    refused!(vector_jacobian_product(&cut, &x, &[&x]));
     refused!(vector_jacobian_product(&x.exp().unwrap(), &y, &[&x]));
     refused!(Sgd::new(0.1).step(&mut parameters, &[]));
     refused!(Adam::new(0.1).step(&mut parameters, std::slice::from_ref(&y)));
+}
+
+/// Windows over `axes` axes of `images`, or over `x`, with as much padding as a window of this size may have.
+fn wide(window: usize, axes: usize) -> WindowAttributes {
+    WindowAttributes {
+        input: vec![if axes == 1 { 3 } else { 4 }; axes],
+        window: vec![window; axes],
+        stride: vec![1; axes],
+        pad_low: vec![window - 1; axes],
+        pad_high: vec![window - 1; axes],
+    }
+}
+
+/// An operation that claims a result beyond the address space.
+struct Endless;
+
+impl CustomOp for Endless {
+    fn name(&self) -> &str {
+        "errors.endless"
+    }
+
+    fn infer(&self, _inputs: &[TensorType]) -> Result<TensorType, String> {
+        Ok(TensorType::new(DType::F32, &[1 << 40, 1 << 40]))
+    }
+
+    fn derivative(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        _: &Tensor,
+    ) -> halite_ops::Result<Vec<Option<Tensor>>> {
+        Ok(vec![None; inputs.len()])
+    }
+
+    fn reference(&self, _inputs: &[HostTensor]) -> Result<HostTensor, String> {
+        Err("the result does not fit any memory".to_owned())
+    }
+}
+
+#[test]
+fn steps_and_gaps_with_nothing_behind_them_may_be_any_number() {
+    let engine = common::cpu();
+    let x = engine.tensor(&[1f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]).unwrap();
+    let step = 1 << 62;
+    let corner = x.slice(&[1, 2], &[2, 3], &[step, step]).unwrap();
+    let padded = corner.pad(&[1, 0], &[0, 1], &[usize::MAX, usize::MAX], 9.0).unwrap();
+    let gradient = grad(&padded.sum_all().unwrap(), &[&x]).unwrap().remove(0);
+    assert_eq!(corner.to_vec::<f32>().unwrap(), [6.0]);
+    assert_eq!(padded.to_vec::<f32>().unwrap(), [9.0, 9.0, 6.0, 9.0]);
+    assert_eq!(gradient.to_vec::<f32>().unwrap(), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
 }
 
 fn assert_names_line(error: &Error, line: u32, call: &str) {

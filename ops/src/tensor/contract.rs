@@ -1,6 +1,6 @@
 //! Contractions: matrix products and convolutions.
 
-use super::{check_axes, same_engine};
+use super::{check_axes, padded_extent, same_engine};
 use crate::lower::{ConvGeometry, ConvOperand};
 use crate::op::{DotAxes, Op};
 use crate::{DType, Error, Result, Tensor};
@@ -110,7 +110,11 @@ impl Tensor {
         same_engine(NAME, self, filter)?;
         check_contraction_dtypes(NAME, self, filter, self.dtype())?;
         match conv_geometry(self.shape(), filter.shape(), options) {
-            Ok(geometry) => Ok(self.conv_operand(filter, ConvOperand::Output, geometry)),
+            Ok(geometry) => {
+                let shape = [&[geometry.batch, geometry.out_channels][..], &geometry.output].concat();
+                super::creation::check_elements(NAME, &shape)?;
+                Ok(self.conv_operand(filter, ConvOperand::Output, geometry))
+            }
             Err(message) => Err(Error::shape(NAME, message)),
         }
     }
@@ -171,19 +175,26 @@ fn conv_geometry(input: &[usize], filter: &[usize], o: &ConvOptions) -> Result<C
         return Err("groups, stride and dilation must be at least 1".into());
     }
     let (channels, out_channels) = (input[1], filter[0]);
-    if channels != filter[1] * o.groups || out_channels % o.groups != 0 {
+    let taken = filter[1].saturating_mul(o.groups);
+    if channels != taken || out_channels % o.groups != 0 {
         return Err(format!(
-            "input {input:?} has {channels} channels, filter {filter:?} in {} groups takes {}",
-            o.groups,
-            filter[1] * o.groups
+            "input {input:?} has {channels} channels, filter {filter:?} in {} groups takes {taken}",
+            o.groups
         ));
     }
     let mut output = Vec::with_capacity(axes);
     for axis in 0..axes {
-        let extent = input[2 + axis] + o.pad_low[axis] + o.pad_high[axis];
+        let (low, high) = (o.pad_low[axis], o.pad_high[axis]);
+        let Some(extent) = padded_extent(input[2 + axis], low, high) else {
+            return Err(format!(
+                "spatial axis {axis} of {} padded by {low} and {high} exceeds the address space",
+                input[2 + axis]
+            ));
+        };
         let reach = match filter[2 + axis] {
             0 => return Err(format!("filter {filter:?} has no extent on spatial axis {axis}")),
-            k => (k - 1) * o.dilation[axis] + 1,
+            // What saturates is above every padded extent, and refused below.
+            k => (k - 1).saturating_mul(o.dilation[axis]).saturating_add(1),
         };
         if extent < reach {
             return Err(format!(

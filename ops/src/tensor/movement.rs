@@ -5,6 +5,9 @@ use crate::cluster::Literal;
 use crate::op::Op;
 use crate::{Error, Result, Tensor};
 
+/// Most places that an axis may have before it is cut: as many 8-byte elements as the address space holds.
+const MAX_PLACES: i128 = i64::MAX as i128 / 8;
+
 impl Tensor {
     /// The same elements, row-major, in another shape.
     ///
@@ -153,10 +156,25 @@ impl Tensor {
             let message = format!("needs low, high and interior for each of the {} axes", self.rank());
             return Err(Error::shape(NAME, message));
         }
+        // Between fewer than two elements there is nothing, however much was asked for.
+        let interior: Vec<_> = interior
+            .iter()
+            .zip(self.shape())
+            .map(|(&gap, &extent)| if extent > 1 { gap } else { 0 })
+            .collect();
         let mut shape = Vec::with_capacity(self.rank());
         for axis in 0..self.rank() {
             let extent = self.shape()[axis] as i128;
             let spread = if extent == 0 { 0 } else { (extent - 1) * (interior[axis] as i128 + 1) + 1 };
+            // What one edge adds the other may cut: each must be small enough to compute places with.
+            let largest = spread.max(low[axis].unsigned_abs().max(high[axis].unsigned_abs()).into());
+            if largest > MAX_PLACES {
+                let message = format!(
+                    "axis {axis} of extent {extent} padded by {}, {} and {} between exceeds the address space",
+                    low[axis], high[axis], interior[axis]
+                );
+                return Err(Error::shape(NAME, message));
+            }
             let padded = spread + i128::from(low[axis]) + i128::from(high[axis]);
             let Ok(extent) = usize::try_from(padded) else {
                 let message = format!(
@@ -171,7 +189,7 @@ impl Tensor {
         let op = Op::Pad {
             low: low.to_vec(),
             high: high.to_vec(),
-            interior: interior.to_vec(),
+            interior,
             value: Literal::new(self.dtype(), value),
         };
         Ok(Self::build(op, self.dtype(), shape, vec![self.clone()]))

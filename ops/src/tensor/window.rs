@@ -39,7 +39,7 @@ impl Tensor {
     #[track_caller]
     pub fn mean_pool2d(&self, size: usize) -> Result<Tensor> {
         let attributes = self.square_window("mean_pool2d", size)?;
-        self.window(WindowKind::Sum, &attributes)?.mul(1.0 / (size * size) as f64)
+        self.window(WindowKind::Sum, &attributes)?.mul(1.0 / (size as f64).powi(2))
     }
 
     #[track_caller]
@@ -61,7 +61,11 @@ impl Tensor {
         let name = kind.name();
         self.require_float(name)?;
         match check_attributes(self.shape(), attributes) {
-            Ok(()) => Ok(self.window_node(kind, attributes, &[])),
+            Ok(()) => {
+                let leading = &self.shape()[..self.rank() - attributes.window.len()];
+                super::creation::check_elements(name, &[leading, &attributes.output()].concat())?;
+                Ok(self.window_node(kind, attributes, &[]))
+            }
             Err(message) => Err(Error::shape(name, message)),
         }
     }
@@ -105,14 +109,19 @@ fn check_attributes(shape: &[usize], a: &WindowAttributes) -> Result<(), String>
             ));
         }
         let extent = a.input[axis];
+        let Some(padded) = super::padded_extent(extent, low, high) else {
+            return Err(format!(
+                "axis {axis} of {extent} padded by {low} and {high} exceeds the address space"
+            ));
+        };
         // A window without a single element would contain nothing but padding.
-        let windows = a.output()[axis];
-        if windows > 0 && (extent == 0 || (windows - 1) * a.stride[axis] >= extent + low) {
+        let last = padded.checked_sub(window).map(|room| room / a.stride[axis] * a.stride[axis]);
+        if last.is_some_and(|start| extent == 0 || start >= extent + low) {
             return Err(format!(
                 "a window on axis {axis} would hold nothing but padding; reduce the padding"
             ));
         }
-        if extent + low + high < window && extent > 0 {
+        if last.is_none() && extent > 0 {
             return Err(format!(
                 "a window of {window} does not fit axis {axis}, which has {extent} padded by {low} and {high}"
             ));
