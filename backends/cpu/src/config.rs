@@ -44,9 +44,9 @@ impl CpuConfig {
             if (1..=MAX_THREADS).contains(&count) { Ok(count) } else { Err(Error::invalid(expected())) }
         });
         let memory = memory.map(|text| {
-            parse_bytes(text).ok_or_else(|| {
+            parse_bytes(text).filter(|&bytes| bytes > 0).ok_or_else(|| {
                 Error::invalid(format!(
-                    "HALITE_CPU_MEMORY is '{text}', expected a number of bytes such as 1073741824, 512MiB or 8GB"
+                    "HALITE_CPU_MEMORY is '{text}', expected a number of bytes above 0 such as 1073741824, 512MiB or 8GB"
                 ))
             })
         });
@@ -122,6 +122,8 @@ mod tests {
             (Some("many"), None, "HALITE_CPU_THREADS"),
             (Some("1025"), None, "HALITE_CPU_THREADS"),
             (None, Some("lots"), "HALITE_CPU_MEMORY"),
+            (None, Some("0"), "HALITE_CPU_MEMORY"),
+            (None, Some("0GiB"), "HALITE_CPU_MEMORY"),
         ] {
             let error = CpuConfig::parse(threads, memory).unwrap_err();
             assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
