@@ -4,11 +4,14 @@
 //! chunk by chunk (`machine.rs`), so that values between the steps never leave the L1 cache. Operands that lie in the
 //! order of the points are read where they are, and results are written where they belong.
 //!
+//! Copies that move the innermost axis go through square blocks ([`transpose`]).
+//!
 //! Launch: a grid `[groups, 1, 1]`; group `g` computes an equal share of the points, in row-major order. In place:
 //! a chunk's elements of an input are read before the output's elements that may lie there are written. Scratch: the
-//! chunk's registers, at most 24 KiB by default. Parameters: `chunk`, points per chunk of a program that has values
+//! chunk's registers, at most 48 KiB by default. Parameters: `chunk`, points per chunk of a program that has values
 //! between its steps.
 
+mod build;
 mod casts;
 pub(crate) mod functions;
 pub(crate) mod lanes;
@@ -19,6 +22,7 @@ pub(crate) mod program;
 pub(crate) mod reference;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transpose;
 
 use super::simd::Isa;
 use super::{requirements, supports};
@@ -110,6 +114,9 @@ fn lower(isa: Isa, cluster: &Cluster, request: &LowerRequest<'_>) -> Result<Lowe
         return Ok(Lowered::default());
     }
     let cores = request.device.compute_units as usize;
+    if let Some(transpose) = transpose::Transpose::find(cluster) {
+        return Ok(Lowered::single(transpose.launch(isa, elements[0], cores)));
+    }
     let (groups, share) = shares(program.points, program.instructions(), cores);
     let in_place = cluster.inputs.iter().any(|view| {
         view.is_contiguous(&cluster.shape)

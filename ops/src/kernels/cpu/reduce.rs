@@ -3,7 +3,7 @@
 //! The program runs chunk by chunk like an elementwise one ([`elementwise`](super::elementwise)), and each chunk is
 //! folded while it is in the L1 cache. The order of the axes is chosen so that the innermost one is read in order:
 //!
-//! - *rows*: the innermost axis is reduced; a run of elements folds to one number, in 64 lanes and then by a tree.
+//! - *rows*: the innermost axis is reduced; a run of elements folds to one number, in 128 lanes and then by a tree.
 //! - *columns*: the innermost axis is kept; whole rows are added to a row of accumulators, in batches of 64.
 //! - *folded columns*: the innermost axis is reduced, but too short or too scattered for rows (the gradient of a bias
 //!   per channel: `[N, C, H * W]` to `[C]`); it is treated as kept, and its accumulators are folded at the end.

@@ -307,6 +307,30 @@ fn copies_keep_every_bit_even_of_signalling_nans() {
 }
 
 #[test]
+fn permuted_copies_of_any_size_match_the_reference() {
+    let mut random = Random::new(21);
+    for (shape, order) in [
+        (vec![33, 47], vec![1, 0]),
+        (vec![16, 64], vec![1, 0]),
+        (vec![8, 9], vec![1, 0]),
+        (vec![3, 20, 35], vec![0, 2, 1]),
+        (vec![20, 3, 35], vec![2, 1, 0]),
+        (vec![2, 17, 5, 18], vec![0, 3, 2, 1]),
+        (vec![130, 1, 260], vec![2, 1, 0]),
+    ] {
+        let natural = contiguous_strides(&order.iter().map(|axis| shape[*axis]).collect::<Vec<_>>());
+        let mut strides = vec![0; shape.len()];
+        order.iter().zip(natural).for_each(|(axis, stride)| strides[*axis] = stride);
+        let n: usize = shape.iter().product();
+        for dtype in [DType::U8, DType::F16, DType::F32, DType::F64] {
+            let view = View { dtype, offset: 2, strides: strides.clone() };
+            let input = (TensorType::new(dtype, &[n + 2]), random_memory(&mut random, dtype, n + 2));
+            check(&Cluster::copy(&shape, view), &[input], &[], n as u64);
+        }
+    }
+}
+
+#[test]
 fn elementary_functions_give_the_same_bits_on_every_instruction_set() {
     let mut random = Random::new(11);
     let n = 4001;

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// Blocks that are folded side by side, so that additions need not wait for each other.
-const CHAINS: usize = 4;
+const CHAINS: usize = 8;
 
 /// An accumulator type by its bits, so that callers need not know it.
 pub(super) trait Bits: Copy + 'static {
@@ -210,8 +210,7 @@ impl<T: Copy, F: Map2<T, Out = T>> Task for Fold<T, F> {
             }
             chains[1] = lanewise::<T, F>(chains[1], rest);
         }
-        let total =
-            lanewise::<T, F>(lanewise::<T, F>(chains[0], chains[1]), lanewise::<T, F>(chains[2], chains[3]));
+        let total = chains[1..].iter().fold(chains[0], |total, chain| lanewise::<T, F>(total, *chain));
         let mut lanes = total;
         let mut width = LANES / 2;
         while width > 0 {

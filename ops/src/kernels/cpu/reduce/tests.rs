@@ -192,14 +192,18 @@ fn few_results_of_many_elements_go_through_segments() {
 #[test]
 fn channels_are_summed_over_images_and_pixels() {
     let mut random = Random::new(8);
-    for (images, channels, pixels) in [(64, 16, 784), (9, 33, 49), (130, 5, 16), (5, 1, 7), (4, 3, 1500), (7, 300, 2)] {
+    for (images, channels, pixels) in
+        [(64, 16, 784), (9, 33, 49), (130, 5, 16), (5, 1, 7), (4, 3, 1500), (7, 300, 2)]
+    {
         let n = images * channels * pixels;
         let strides = vec![pixels as i64, (channels * pixels) as i64, 1];
         for dtype in [DType::F32, DType::F16, DType::I32] {
             let bytes: Vec<u8> = (0..n)
                 .flat_map(|_| match dtype {
                     DType::I32 => random.bits().to_le_bytes()[..4].to_vec(),
-                    _ => rounded(dtype, f64::from(random.unit()) + 0.1).to_le_bytes()[..dtype.size()].to_vec(),
+                    _ => {
+                        rounded(dtype, f64::from(random.unit()) + 0.1).to_le_bytes()[..dtype.size()].to_vec()
+                    }
                 })
                 .collect();
             let input = [(TensorType::new(dtype, &[n]), Memory::new(&bytes))];
