@@ -18,6 +18,15 @@ use std::time::{Duration, Instant};
 /// How long an allocation waits for work in flight to give memory back.
 const RECLAIM_LIMIT: Duration = Duration::from_secs(10);
 
+/// Largest alignment that is believed: beyond it, every small buffer would take as much.
+const MAX_ALIGNMENT_BYTES: u64 = 1 << 20;
+
+/// Most compute units that are believed: kernels divide their work by this number.
+const MAX_COMPUTE_UNITS: u32 = 1 << 20;
+
+/// What `halite_plugin.h` demands of `max_arguments`.
+const MIN_ARGUMENTS: u32 = 4;
+
 /// What every object of a device holds: it is closed when the last of them is gone.
 pub(crate) struct DeviceShared {
     pub(crate) library: &'static Library,
@@ -116,15 +125,8 @@ pub(crate) fn open(library: &'static Library, index: u32, id: DeviceId, options:
 /// # Errors
 /// `BadFormat` for a claim that cannot be true and cannot be left out.
 pub(crate) fn describe(library: &Library, id: DeviceId, raw: &plugin::DeviceInfo) -> Result<DeviceInfo> {
-    if !raw.offset_alignment_bytes.is_power_of_two() {
-        let claim = raw.offset_alignment_bytes;
-        return Err(library.breach(format_args!("claims an alignment of {claim}, which is no power of two")));
-    }
-    if raw.memory_kind_mask & (1 << plugin::MEMORY_DEVICE) == 0 {
-        return Err(library.breach("claims a device without device memory"));
-    }
-    if raw.memory_bytes == 0 || raw.max_allocation_bytes == 0 {
-        return Err(library.breach("claims a device whose memory has 0 bytes"));
+    if let Some(claim) = false_claim(raw) {
+        return Err(library.breach(format_args!("claims {claim}")));
     }
     let text = |field| crate::error::one_line(&plugin::fixed_text(field));
     let mut name = text(&raw.name);
@@ -159,6 +161,32 @@ pub(crate) fn describe(library: &Library, id: DeviceId, raw: &plugin::DeviceInfo
     info.limits.max_grid = [raw.max_blocks.max(1), 1, 1];
     info.limits.max_args = raw.max_arguments;
     Ok(info)
+}
+
+/// The first claim that cannot be true, and that the layer would build on.
+fn false_claim(raw: &plugin::DeviceInfo) -> Option<String> {
+    let alignment = raw.offset_alignment_bytes;
+    if !alignment.is_power_of_two() {
+        return Some(format!("an alignment of {alignment}, which is no power of two"));
+    }
+    if alignment > MAX_ALIGNMENT_BYTES {
+        return Some(format!("an alignment of {alignment}, which is above {MAX_ALIGNMENT_BYTES}"));
+    }
+    if raw.memory_kind_mask & (1 << plugin::MEMORY_DEVICE) == 0 {
+        return Some("a device without device memory".to_owned());
+    }
+    if raw.memory_bytes == 0 || raw.max_allocation_bytes == 0 {
+        return Some("a device whose memory has 0 bytes".to_owned());
+    }
+    if raw.max_arguments < MIN_ARGUMENTS {
+        let arguments = raw.max_arguments;
+        return Some(format!("launches with at most {arguments} arguments, which is below {MIN_ARGUMENTS}"));
+    }
+    if raw.compute_units > MAX_COMPUTE_UNITS {
+        let units = raw.compute_units;
+        return Some(format!("{units} compute units, which is above {MAX_COMPUTE_UNITS}"));
+    }
+    None
 }
 
 fn dtype_bit(dtype: DType) -> u64 {
@@ -209,5 +237,48 @@ impl driver::Device for NpuDevice {
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
         self.0.check()?;
         self.0.noting_loss(kernel::load(&self.0, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a modest device claims, after `change`.
+    fn claim(change: impl FnOnce(&mut plugin::DeviceInfo)) -> Option<String> {
+        let mut raw = plugin::DeviceInfo::sized();
+        raw.memory_bytes = 1 << 20;
+        raw.max_allocation_bytes = 1 << 20;
+        raw.offset_alignment_bytes = 64;
+        raw.memory_kind_mask = 1 << plugin::MEMORY_DEVICE;
+        raw.compute_units = 1;
+        raw.max_arguments = MIN_ARGUMENTS;
+        change(&mut raw);
+        false_claim(&raw)
+    }
+
+    #[test]
+    fn claims_at_the_limits_are_believed() {
+        assert_eq!(claim(|_| ()), None);
+        assert_eq!(claim(|raw| raw.offset_alignment_bytes = MAX_ALIGNMENT_BYTES), None);
+        assert_eq!(claim(|raw| raw.compute_units = MAX_COMPUTE_UNITS), None);
+    }
+
+    #[test]
+    fn claims_that_cannot_be_true_are_refused_by_name() {
+        let alignment = |bytes: u64| claim(|raw| raw.offset_alignment_bytes = bytes);
+        for (refused, part) in [
+            (alignment(0), "alignment of 0"),
+            (alignment(48), "alignment of 48"),
+            (alignment(1 << 21), "alignment of 2097152"),
+            (alignment(1 << 63), "alignment"),
+            (claim(|raw| raw.memory_bytes = 0), "0 bytes"),
+            (claim(|raw| raw.max_allocation_bytes = 0), "0 bytes"),
+            (claim(|raw| raw.memory_kind_mask = 0), "without device memory"),
+            (claim(|raw| raw.max_arguments = 3), "at most 3 arguments"),
+            (claim(|raw| raw.compute_units = u32::MAX), "4294967295 compute units"),
+        ] {
+            assert!(refused.as_ref().is_some_and(|text| text.contains(part)), "{refused:?} misses '{part}'");
+        }
     }
 }
