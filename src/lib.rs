@@ -16,6 +16,8 @@
 //! lazy; [`grad`] adds gradients to the graph; [`eval`] and reads compute. The layers below are there as [`hal`],
 //! [`ops`], [`profiles`] and [`isa`].
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]

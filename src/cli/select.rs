@@ -51,21 +51,19 @@ pub fn position_of(
     Err(UsageError::UnknownDevice { requested: name, suggestion, found: found.to_vec() })
 }
 
-/// The device that was probably meant: alike in spelling, with or without its index.
+/// The device that was probably meant: of a backend whose name was misspelt, cut short or continued, whatever its
+/// index. Other names mean other things, such as `cuda` where there is only `cpu`.
 fn closest(name: &str, found: &[String]) -> Option<String> {
-    // Jaro-Winkler from 0 to 1; below this, names such as `tpu` would be taken for `npu:0`'s neighbours.
-    const ALIKE: f64 = 0.75;
     let backend = name.split(':').next().unwrap_or_default();
-    let likeness = |id: &String| {
+    let distance = |id: &String| {
         let own = id.split(':').next().unwrap_or_default();
-        strsim::jaro_winkler(name, id).max(strsim::jaro_winkler(backend, own))
+        let begins = backend.len() > 1 && (own.starts_with(backend) || backend.starts_with(own));
+        // A first letter is seldom mistyped: `tpu` is no `npu`.
+        let misspelt =
+            backend.chars().next() == own.chars().next() && strsim::osa_distance(backend, own) <= 1;
+        (begins || misspelt).then(|| (strsim::osa_distance(backend, own), id.clone()))
     };
-    found
-        .iter()
-        .map(|id| (likeness(id), id))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .reduce(|best, next| if next.0 > best.0 { next } else { best })
-        .map(|(_, id)| id.clone())
+    found.iter().filter_map(distance).min_by_key(|(distance, _)| *distance).map(|(_, id)| id)
 }
 
 #[cfg(test)]
@@ -101,6 +99,8 @@ mod tests {
             ("openlc", "opencl:0"),
             ("opencl:7", "opencl:0"),
             ("cpu:1", "cpu:0"),
+            ("cpu0", "cpu:0"),
+            ("open", "opencl:0"),
         ] {
             let message = select(&[typo]).unwrap_err();
             let expected = format!(
@@ -108,8 +108,16 @@ mod tests {
             );
             assert_eq!(message, expected);
         }
-        let message = select(&["zebra"]).unwrap_err();
-        assert_eq!(message, "unknown device 'zebra'; use one of cpu:0, opencl:0, opencl:1, npu:0");
+        for other in ["zebra", "tpu", "gpu:0", "vulkan", "rocm", "c", ":0"] {
+            let message = select(&[other]).unwrap_err();
+            let expected = format!("unknown device '{other}'; use one of cpu:0, opencl:0, opencl:1, npu:0");
+            assert_eq!(message, expected);
+        }
+        let found = ["cpu:0".to_owned()];
+        for other in ["cuda:0", "opencl"] {
+            let error = select_devices(&[other.to_owned()], &found, &[]).unwrap_err();
+            assert_eq!(error.to_string(), format!("unknown device '{other}'; use one of cpu:0"));
+        }
     }
 
     #[test]
