@@ -115,8 +115,8 @@ impl Transpose {
                     }
                     for y in 0..BLOCK {
                         let mut line = [T::default(); BLOCK];
-                        for x in 0..BLOCK {
-                            line[x] = block[x][y];
+                        for (to, from) in line.iter_mut().zip(&block) {
+                            *to = from[y];
                         }
                         target.offset(y as isize * row).cast::<[T; BLOCK]>().write_unaligned(line);
                     }
