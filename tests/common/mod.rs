@@ -1,7 +1,7 @@
 //! What the integration tests of the root package share.
 
 // Each test file uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use halite::demo::digits::{Batch, Digits};
 use halite::demo::network::{Cnn, CnnConfig};
