@@ -1,6 +1,6 @@
 //! Convolutions that have no tuned kernel: integers, and any number of spatial axes.
 //!
-//! Computes each element of the result on its own, as the definition says. Launch: workgroups of [`SHARE`] elements.
+//! Computes each element of the result on its own, as the definition says. Launch: workgroups of `SHARE` elements.
 
 use crate::lower::{
     BiasAxis, Conv, ConvGeometry, ConvOperand, KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest,

@@ -4,7 +4,7 @@
 //! chunk by chunk (`machine.rs`), so that values between the steps never leave the L1 cache. Operands that lie in the
 //! order of the points are read where they are, and results are written where they belong.
 //!
-//! Copies that move the innermost axis go through square blocks ([`transpose`]).
+//! Copies that move the innermost axis go through square blocks (`transpose.rs`).
 //!
 //! Launch: a grid `[groups, 1, 1]`; group `g` computes an equal share of the points, in row-major order. In place:
 //! a chunk's elements of an input are read before the output's elements that may lie there are written. Scratch: the
