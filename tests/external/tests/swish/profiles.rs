@@ -83,9 +83,7 @@ fn a_profile_that_names_no_variant_of_the_operation_is_refused_with_its_line() {
     let text =
         "name: my-cpu\nextends: cpu\nmatch: { backend: cpu }\nkernels:\n  swish:\n    - { variant: chunk }\n";
     let folder = Folder::new("typing-error", &[("cpu.yaml", text)]);
-    let engine = folder.session().open("cpu").unwrap();
-    let x = engine.tensor(&[1.0f32], &[1]).unwrap();
-    let message = swish(&x, &x).unwrap().to_vec::<f32>().unwrap_err().to_string();
+    let message = folder.session().open("cpu").unwrap_err().to_string();
     let expected =
         "cpu.yaml:6: kernels.swish[0].variant 'chunk' is not a kernel of swish; did you mean 'chunked'?";
     assert!(message.contains(expected), "{message}");
