@@ -24,11 +24,3 @@ fn the_library_is_mapped_only_when_it_is_asked_for() {
     assert!(engine.device().info().name.contains("emulator"));
     assert!(mapped());
 }
-
-#[test]
-fn auto_never_picks_an_emulated_device() {
-    let session = common::session();
-    let emulated = common::open(&session, "npu:0");
-    assert!(emulated.device().info().has_feature("emulated"));
-    assert!(!common::open(&session, "auto").device().info().has_feature("emulated"));
-}
