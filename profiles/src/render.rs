@@ -305,15 +305,21 @@ kernels:
       when: "n >= 64 and n % 2 == 0"                                   # from mine.yaml:6
       chunk: 2048                                                      # from mine.yaml:7
     - { variant: vector, chunk: 64 }                                   # from mine.yaml:8
+  reduce:
+    - { variant: vector, chunk: 4096 }                                 # from builtin:npu.yaml:13
+  window_reduce:
+    - { variant: vector, chunk: 4096 }                                 # from builtin:npu.yaml:15
+  pad:
+    - { variant: vector, chunk: 4096 }                                 # from builtin:npu.yaml:17
 memory:
-  local_staging: true                                                  # from builtin:npu.yaml:12
-  host_visible: false                                                  # from builtin:npu.yaml:12
+  local_staging: true                                                  # from builtin:npu.yaml:18
+  host_visible: false                                                  # from builtin:npu.yaml:18
   pool_limit: 2 GiB                                                    # from mine.yaml:9
 accumulate:
-  f16: f32                                                             # from builtin:npu.yaml:13
-  bf16: f32                                                            # from builtin:npu.yaml:13
+  f16: f32                                                             # from builtin:npu.yaml:19
+  bf16: f32                                                            # from builtin:npu.yaml:19
 fallback:
-  unsupported: cpu                                                     # from builtin:npu.yaml:14
+  unsupported: cpu                                                     # from builtin:npu.yaml:20
 "#;
         assert_eq!(shown, expected);
     }
