@@ -2,7 +2,7 @@
 
 use crate::lower::{KernelVariant, TensorType};
 use crate::reference::HostTensor;
-use crate::{Error, Result, Tensor, kernels};
+use crate::{Error, Result, Tensor, kernels, lower};
 use halite_hal::DeviceInfo;
 use halite_profiles::{Candidate, Profile};
 use std::fmt;
@@ -76,13 +76,15 @@ impl Catalog {
         Ok(())
     }
 
-    /// Checks that a profile names only operations, and variants of formats that the device takes, that are here.
+    /// Checks that a profile names only operations, and variants of formats that the device takes, that are here, and
+    /// that it accumulates as they do.
     /// Entries of built-in profiles may name what a program has left out.
     ///
     /// # Errors
     /// `Profile` with file, line and the names that would work.
     pub fn check(&self, profile: &Profile, device: &DeviceInfo) -> Result<()> {
         let profile_error = |error: halite_profiles::Error| Error::Profile(error.to_string());
+        profile.check_accumulate(|dtype| vec![lower::accumulation(dtype)]).map_err(profile_error)?;
         let mut ops: Vec<&str> = self.variants.iter().map(|variant| variant.op.as_str()).collect();
         ops.sort_unstable();
         ops.dedup();

@@ -9,7 +9,8 @@ use crate::plan::{
 };
 use crate::{Catalog, CustomOp, DType, Error, Result, Tensor};
 use halite_hal::{
-    Allocation, BufferSlice, Device, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar, Stream,
+    Allocation, BufferSlice, Device, ErrorKind, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar,
+    Stream,
 };
 use halite_profiles::Profile;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -130,7 +131,7 @@ impl Engine {
         let stream = device.create_stream()?;
         let limit = profile.memory().pool_limit.map(|limit| limit.bytes(device.info().memory_bytes));
         let config = PoolConfig { limit_bytes: limit, ..PoolConfig::default() };
-        let pool = Pool::new(device.clone(), MemoryKind::Device, config);
+        let pool = Pool::new(device.clone(), memory_kind(&device, &profile)?, config);
         Ok(Self(Arc::new(Inner {
             device,
             stream,
@@ -454,6 +455,18 @@ impl Engine {
             kernels.clear();
         }
         kernels.insert(key, kernel.clone());
+    }
+}
+
+/// Where tensors live: in memory that the host addresses too, if the profile wishes it and the device has such.
+fn memory_kind(device: &Device, profile: &Profile) -> Result<MemoryKind> {
+    if profile.memory().host_visible != Some(true) {
+        return Ok(MemoryKind::Device);
+    }
+    match device.allocate(1, MemoryKind::HostVisible) {
+        Ok(_) => Ok(MemoryKind::HostVisible),
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported) => Ok(MemoryKind::Device),
+        Err(error) => Err(error.into()),
     }
 }
 

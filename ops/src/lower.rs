@@ -10,6 +10,14 @@ use halite_profiles::Parameters;
 use std::fmt;
 use std::sync::Arc;
 
+/// The type in which kernels keep sums over elements of `dtype`: at least f32 for floats, the type itself for others.
+pub const fn accumulation(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
 /// How a reduction combines elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -371,6 +379,9 @@ pub struct LowerRequest<'a> {
     pub outputs: &'a [TensorType],
     /// Tile sizes and the like that the profile chose for this variant; may be empty.
     pub parameters: &'a Parameters,
+    /// Whether kernels that have the choice should stage operands in memory of the workgroup; `None` where the profile
+    /// does not say.
+    pub local_staging: Option<bool>,
     /// The device.
     pub device: &'a DeviceInfo,
 }

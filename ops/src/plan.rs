@@ -575,7 +575,8 @@ impl Engine {
         let mut reasons = Vec::new();
         for variant in chosen.chain(others) {
             let parameters = if variant.name == choice.variant { &choice.parameters } else { &default };
-            let request = LowerRequest { op, inputs, outputs, parameters, device: info };
+            let local_staging = self.profile().memory().local_staging;
+            let request = LowerRequest { op, inputs, outputs, parameters, local_staging, device: info };
             match (variant.lower)(&request) {
                 Ok(lowered) => {
                     check_arguments(&variant.name, &request, &lowered)?;

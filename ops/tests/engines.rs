@@ -7,10 +7,6 @@ use halite_ops::optim::Adam;
 use halite_ops::reference::evaluate;
 use halite_ops::{DType, Engine, Tensor, eval, grad};
 
-fn npu() -> Option<Engine> {
-    common::npu().map_err(|reason| println!("skipped: no NPU: {reason}")).ok()
-}
-
 #[test]
 fn one_evaluation_serves_tensors_of_several_engines() {
     let (one, other) = (common::cpu(), common::cpu());
@@ -51,7 +47,7 @@ fn an_engine_lives_as_long_as_its_tensors() {
 
 #[test]
 fn a_graph_of_foreign_dtypes_runs_in_part_on_the_fallback_device() {
-    let Some(engine) = npu() else { return };
+    let engine = common::npu();
     // f64 is no dtype of the NPU; what comes before and after is.
     let build = |x: &Tensor, rate: &Tensor| {
         let own = x.mul(rate)?.add(1.0)?;
@@ -114,7 +110,7 @@ fn training_gives_the_same_losses_on_the_cpu_and_the_npu() {
     let expected = losses(&cpu, STEPS);
     assert!(expected[STEPS - 1] < 0.8 * expected[0], "{expected:?}");
     assert_eq!(cpu.stats().plans_built, 1);
-    let Some(npu) = npu() else { return };
+    let npu = common::npu();
     let got = losses(&npu, STEPS);
     for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
         // Both accumulate in f32, in other orders; Adam divides by the root of small squares.

@@ -181,3 +181,99 @@ fn an_op_without_a_kernel_says_so_and_leaves_its_inputs() {
     assert!(text.contains("test_scale") && text.contains("cpu:0") && text.contains("fallback"), "{text}");
     assert_eq!(x.to_vec::<f32>().unwrap(), [1.0, 2.0]);
 }
+
+/// An engine whose elementwise kernels do what `mode` says wherever they run over five elements.
+fn flaky_engine(mode: &Arc<AtomicU32>) -> Engine {
+    let mut catalog = Catalog::builtin();
+    let portable = catalog.variants_of("elementwise").find(|v| v.name == "portable" && v.format == "native");
+    let portable = portable.unwrap().clone();
+    let mode = mode.clone();
+    let flaky = KernelVariant::new("elementwise", "flaky", "native", &[], move |request| {
+        let mut lowered = (portable.lower)(request)?;
+        for launch in &mut lowered.launches {
+            let KernelSource::Native(kernel) = &mut launch.source else { unreachable!("a native variant") };
+            let (run, mode) = (kernel.run.clone(), mode.clone());
+            kernel.run = Arc::new(move |group| match mode.load(Ordering::SeqCst) {
+                FAIL => Err("told to fail".to_owned()),
+                _ => run(group),
+            });
+        }
+        Ok(lowered)
+    });
+    catalog.register(flaky).unwrap();
+    let text = "name: flaky\nextends: cpu\nkernels:\n  elementwise:\n  - { variant: flaky, when: n == 5 }\n  \
+                - { variant: portable }\n";
+    let set = halite_profiles::ProfileSet::from_texts([("flaky.yaml", text)]).unwrap();
+    Engine::new(common::cpu_device(), set.by_name("flaky").unwrap(), catalog, None).unwrap()
+}
+
+#[test]
+fn after_a_failure_between_updates_no_handle_shows_memory_that_may_be_half_overwritten() {
+    let mode = Arc::new(AtomicU32::new(WORK));
+    let engine = flaky_engine(&mode);
+    let leaf = |elements: usize| engine.tensor(&vec![1f32; elements], &[elements]).unwrap();
+    let (kept, gradients) = (leaf(7), [leaf(3), leaf(5)]);
+    let step = |weights: [Tensor; 2]| {
+        let next = [0, 1].map(|i| weights[i].sub(&gradients[i]).unwrap());
+        // Nobody else holds the old weights, so their memory becomes the new ones'.
+        drop(weights);
+        (eval(&[&next[0], &next[1]]).and_then(|()| engine.synchronize()), next)
+    };
+    let (outcome, weights) = step([leaf(3), leaf(5)]);
+    outcome.unwrap();
+    let before = engine.stats().pool.in_use_bytes;
+    let (outcome, weights) = step(weights);
+    outcome.unwrap();
+    assert_eq!(
+        engine.stats().pool.in_use_bytes,
+        before,
+        "the updates run in place, or this test shows nothing"
+    );
+    assert_eq!(weights[1].to_vec::<f32>().unwrap(), [-1.0; 5]);
+
+    // The first update overwrites its weight, the second fails.
+    mode.store(FAIL, Ordering::SeqCst);
+    let (outcome, weights) = step(weights);
+    assert!(outcome.unwrap_err().to_string().contains("told to fail"));
+    mode.store(WORK, Ordering::SeqCst);
+    for weight in &weights {
+        let error = weight.to_vec::<f32>().unwrap_err().to_string();
+        assert!(error.contains("make the input anew"), "{error}");
+    }
+    // Everything that was not to be overwritten is intact, and the engine goes on.
+    assert_eq!(kept.add(&kept).unwrap().to_vec::<f32>().unwrap(), [2.0; 7]);
+    assert_eq!(gradients[1].to_vec::<f32>().unwrap(), [1.0; 5]);
+    let (outcome, weights) = step([leaf(3), leaf(5)]);
+    outcome.unwrap();
+    assert_eq!(weights[0].to_vec::<f32>().unwrap(), [0.0; 3]);
+}
+
+#[test]
+fn a_lost_npu_says_so_from_then_on_and_gives_no_wrong_value() {
+    // The loss falls into each stage of a step: uploads, forward, updates, reads.
+    for commands in 1..40 {
+        let engine = common::npu_with(&[("lose_after", &commands.to_string())]);
+        let mut failure = None;
+        let mut attempt = |result: Result<Vec<f32>>, expected: &[f32]| match result {
+            Ok(values) => {
+                assert!(failure.is_none(), "a value came after the loss");
+                assert_eq!(values, expected);
+            }
+            Err(error) => failure = Some(error),
+        };
+        let w = engine.tensor(&[1f32, 2.0, 3.0, 4.0], &[2, 2]);
+        let Ok(mut w) = w else { continue };
+        let mut expected = vec![1f32, 2.0, 3.0, 4.0];
+        for _ in 0..6 {
+            w = w.mul(2.0).unwrap().add(1.0).unwrap();
+            expected.iter_mut().for_each(|x| *x = *x * 2.0 + 1.0);
+            attempt(eval(&[&w]).and_then(|()| w.to_vec::<f32>()), &expected);
+        }
+        if let Some(error) = failure {
+            let halite_ops::Error::Device(error) = &error else { panic!("after {commands}: {error}") };
+            assert!(matches!(error.kind(), halite_hal::ErrorKind::DeviceLost), "after {commands}: {error}");
+            assert!(error.to_string().contains("npu:0"), "{error}");
+            assert!(engine.tensor(&[1f32], &[1]).and_then(|x| x.to_vec::<f32>()).is_err());
+        }
+    }
+}

@@ -179,14 +179,10 @@ fn random_graphs_agree_with_the_reference() {
 
 #[test]
 fn random_graphs_on_the_npu_agree_with_the_reference_and_fusing_them_does_not_change_a_bit() {
-    match common::npu() {
-        Ok(engine) => {
-            check_random_graphs(&engine, Draw::Pointwise, 0..NPU_GRAPHS);
-            check_random_graphs(&engine, Draw::All, GRAPHS..GRAPHS + NPU_GRAPHS);
-            assert_eq!(engine.stats().fallbacks, []);
-        }
-        Err(reason) => println!("skipped: no NPU: {reason}"),
-    }
+    let engine = common::npu();
+    check_random_graphs(&engine, Draw::Pointwise, 0..NPU_GRAPHS);
+    check_random_graphs(&engine, Draw::All, GRAPHS..GRAPHS + NPU_GRAPHS);
+    assert_eq!(engine.stats().fallbacks, []);
 }
 
 fn vector(engine: &Engine, elements: usize) -> Tensor {
@@ -272,45 +268,51 @@ fn a_value_and_its_transpose_meet_in_one_graph() {
 
 #[test]
 fn more_views_of_one_tensor_than_a_kernel_has_arguments() {
-    let engine = common::cpu();
-    let x = vector(&engine, 300);
-    let mut sum = x.narrow(0, 0, 100).unwrap();
-    for start in 1..200 {
-        sum = sum.add(&x.narrow(0, start, start + 100).unwrap()).unwrap();
-    }
-    let x = x.to_f64().unwrap();
-    for (place, got) in sum.to_f64().unwrap().into_iter().enumerate() {
-        let expected: f64 = x[place..place + 200].iter().sum();
-        assert!((got - expected).abs() < 1e-3, "element {place}: {got}, expected {expected}");
+    for engine in [common::cpu(), common::npu()] {
+        let x = vector(&engine, 300);
+        let mut sum = x.narrow(0, 0, 100).unwrap();
+        for start in 1..200 {
+            sum = sum.add(&x.narrow(0, start, start + 100).unwrap()).unwrap();
+        }
+        let x = x.to_f64().unwrap();
+        for (place, got) in sum.to_f64().unwrap().into_iter().enumerate() {
+            let expected: f64 = x[place..place + 200].iter().sum();
+            assert!((got - expected).abs() < 1e-3, "element {place}: {got}, expected {expected}");
+        }
+        assert_eq!(engine.stats().fallbacks, []);
     }
 }
 
 #[test]
 fn more_live_handles_than_a_kernel_has_arguments() {
-    let engine = common::cpu();
-    let x = vector(&engine, 10);
-    let mut handles = vec![x.clone()];
-    for step in 1..=150 {
-        handles.push(handles[step - 1].mul(0.5).unwrap().add(&x).unwrap());
-    }
-    eval(&[&handles[150]]).unwrap();
-    let start = x.to_f64().unwrap();
-    let mut expected = start.clone();
-    for handle in &handles[1..] {
-        expected.iter_mut().zip(&start).for_each(|(value, x)| *value = *value * 0.5 + x);
-        assert!(handle.is_settled());
-        for (got, expected) in handle.to_f64().unwrap().iter().zip(&expected) {
-            assert!((got - expected).abs() < 1e-5);
+    for engine in [common::cpu(), common::npu()] {
+        let x = vector(&engine, 10);
+        let mut handles = vec![x.clone()];
+        for step in 1..=150 {
+            handles.push(handles[step - 1].mul(0.5).unwrap().add(&x).unwrap());
         }
+        eval(&[&handles[150]]).unwrap();
+        let start = x.to_f64().unwrap();
+        let mut expected = start.clone();
+        for handle in &handles[1..] {
+            expected.iter_mut().zip(&start).for_each(|(value, x)| *value = *value * 0.5 + x);
+            assert!(handle.is_settled());
+            for (got, expected) in handle.to_f64().unwrap().iter().zip(&expected) {
+                assert!((got - expected).abs() < 1e-5);
+            }
+        }
+        assert_eq!(engine.stats().fallbacks, []);
     }
 }
 
 #[test]
 fn more_distinct_operands_than_a_kernel_has_arguments() {
-    let engine = common::cpu();
-    let inputs: Vec<Tensor> = (0..150).map(|i| engine.tensor(&[i as f32, 1.0], &[2]).unwrap()).collect();
-    let sum = inputs[1..].iter().fold(inputs[0].clone(), |sum, x| sum.add(x).unwrap());
-    assert_eq!(sum.to_vec::<f32>().unwrap(), [(0..150).sum::<i32>() as f32, 150.0]);
+    for engine in [common::cpu(), common::npu()] {
+        let inputs: Vec<Tensor> = (0..150).map(|i| engine.tensor(&[i as f32, 1.0], &[2]).unwrap()).collect();
+        let sum = inputs[1..].iter().fold(inputs[0].clone(), |sum, x| sum.add(x).unwrap());
+        assert_eq!(sum.to_vec::<f32>().unwrap(), [(0..150).sum::<i32>() as f32, 150.0]);
+        assert_eq!(engine.stats().fallbacks, []);
+    }
 }
 
 #[test]

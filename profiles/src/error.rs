@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use halite_hal::DType;
+
 use crate::condition::{ConditionError, EvaluateError};
 use crate::location::Location;
 use crate::suggest::{advice, list};
@@ -219,6 +221,21 @@ pub enum Error {
         variant: String,
         /// The op's variants, in order of registration.
         known: Vec<String>,
+    },
+    /// A wish under `accumulate` that no op allows.
+    #[error(
+        "{at}: accumulate.{dtype} is {wish}, but sums of {dtype} are kept in {}; write one of these or leave the key out",
+        .allowed.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or ")
+    )]
+    Accumulate {
+        /// Where the wish stands.
+        at: Location,
+        /// The type of the elements.
+        dtype: DType,
+        /// The type that was wished for.
+        wish: DType,
+        /// The types that sums of such elements may have.
+        allowed: Vec<DType>,
     },
     /// No kernel of the op runs on the device.
     #[error("no kernel of {op} fits this device: {}; run the op on another device", no_kernel_text(.reasons))]

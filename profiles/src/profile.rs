@@ -102,7 +102,7 @@ impl Profile {
     }
 
     /// The type to accumulate in for elements of `dtype`, where the profile wishes one. It counts only among
-    /// what the op allows.
+    /// what the op allows; [`check_accumulate`](Self::check_accumulate) refuses others.
     pub fn accumulate(&self, dtype: DType) -> Option<DType> {
         self.content.accumulate.get(&dtype).copied()
     }
@@ -134,6 +134,27 @@ impl Profile {
             if !at.is_builtin() && !known.contains(&op) {
                 let known = known.iter().map(|name| (*name).to_owned()).collect();
                 return Err(Error::UnknownOp { at: at.clone(), op: op.to_owned(), known });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks every wish under `accumulate` against the types that sums over elements of a dtype may have.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Accumulate`] with file and line.
+    pub fn check_accumulate(&self, allowed: impl Fn(DType) -> Vec<DType>) -> Result<()> {
+        for (&dtype, &wish) in &self.content.accumulate {
+            let allowed = allowed(dtype);
+            if !allowed.contains(&wish) {
+                let node = self.node.child("accumulate").and_then(|section| section.child(dtype.name()));
+                return Err(Error::Accumulate {
+                    at: node.map_or_else(|| self.origin().clone(), |node| node.at.clone()),
+                    dtype,
+                    wish,
+                    allowed,
+                });
             }
         }
         Ok(())
@@ -275,6 +296,20 @@ mod tests {
             assert_ne!(changed, BASE);
             assert_ne!(profile(&changed).hash(), base, "{to}");
         }
+    }
+
+    #[test]
+    fn accumulation_in_a_type_that_the_ops_do_not_allow_is_refused_with_its_line() {
+        let allowed = |_| vec![DType::F32, DType::F64];
+        let fits = profile("name: p\naccumulate: { f16: f32, bf16: f64 }\n");
+        assert_eq!(fits.check_accumulate(allowed), Ok(()));
+        let error = profile("name: p\naccumulate:\n  f16: f32\n  bf16: f16\n").check_accumulate(allowed);
+        assert_eq!(
+            error.map_err(|error| error.to_string()),
+            Err("p.yaml:4: accumulate.bf16 is f16, but sums of bf16 are kept in f32 or f64; write one of these or leave \
+                 the key out"
+                .to_owned())
+        );
     }
 
     #[test]

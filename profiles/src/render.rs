@@ -312,7 +312,6 @@ kernels:
   pad:
     - { variant: vector, chunk: 4096 }                                 # from builtin:npu.yaml:17
 memory:
-  local_staging: true                                                  # from builtin:npu.yaml:18
   host_visible: false                                                  # from builtin:npu.yaml:18
   pool_limit: 2 GiB                                                    # from mine.yaml:9
 accumulate:
@@ -355,7 +354,7 @@ fallback:
         assert_eq!(json["extends"], serde_json::json!(["npu"]));
         assert_eq!(json["hash"], format!("{:016x}", profile.hash()));
         assert_eq!(json["values"]["kernels"]["a"], serde_json::json!([{ "variant": "x", "tile": [1, 2] }]));
-        assert_eq!(json["values"]["memory"]["local_staging"], true);
+        assert_eq!(json["values"]["memory"]["host_visible"], false);
         assert_eq!(json["origins"]["kernels.a[0].tile"], "mine.yaml:4");
         assert_eq!(json["origins"]["match.backend"], "builtin:npu.yaml:4");
     }

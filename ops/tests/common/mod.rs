@@ -33,22 +33,27 @@ pub(crate) fn cpu_with(catalog: Catalog) -> Engine {
     Engine::new(device, profile, catalog, None).unwrap()
 }
 
-/// The emulated NPU with the CPU as its fallback, or why it cannot be had.
-pub(crate) fn npu() -> Result<Engine, String> {
-    let library = emulator().ok_or("the emulator's library was not built beside this test")?;
+/// The emulated NPU with the CPU as its fallback.
+pub(crate) fn npu() -> Engine {
+    npu_with(&[])
+}
+
+/// The emulated NPU, opened with these options.
+pub(crate) fn npu_with(options: &[(&str, &str)]) -> Engine {
+    let backend = NpuBackend::with_plugin(emulator());
+    let backend = options.iter().fold(backend, |backend, &(key, value)| backend.with_option(key, value));
     let mut registry = Registry::new();
-    registry.register(Arc::new(NpuBackend::with_plugin(library))).map_err(|error| error.to_string())?;
-    let device = registry.open("npu").map_err(|error| error.to_string())?;
+    registry.register(Arc::new(backend)).unwrap();
+    let device = registry.open("npu").unwrap();
     let profile = profile_of(&device);
-    Engine::new(device, profile, Catalog::builtin(), Some(cpu())).map_err(|error| error.to_string())
+    Engine::new(device, profile, Catalog::builtin(), Some(cpu())).unwrap()
 }
 
 /// Cargo puts the libraries of dependencies into the folder of the test's executable.
-fn emulator() -> Option<PathBuf> {
-    let executable = std::env::current_exe().ok()?;
+fn emulator() -> PathBuf {
+    let executable = std::env::current_exe().unwrap();
     let name = format!("{}halite_npu_emulator{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    let beside = executable.parent()?.join(name);
-    beside.exists().then_some(beside)
+    executable.parent().unwrap().join(name)
 }
 
 /// SplitMix64, seeded.

@@ -89,7 +89,14 @@ pub(crate) fn execute(
     let types: Vec<TensorType> = inputs.iter().map(|(tensor, _)| tensor.clone()).collect();
     let device = device();
     let parameters = Parameters::default();
-    let request = LowerRequest { op, inputs: &types, outputs, parameters: &parameters, device: &device };
+    let request = LowerRequest {
+        op,
+        inputs: &types,
+        outputs,
+        parameters: &parameters,
+        local_staging: None,
+        device: &device,
+    };
     let lowered = (variant.lower)(&request)?;
     let inputs = inputs.iter().map(|(_, memory)| memory.clone()).collect();
     let memories = outputs.iter().map(|tensor| Memory::poisoned(tensor.len_bytes())).collect();

@@ -255,6 +255,7 @@ fn the_result_does_not_depend_on_the_number_of_cores() {
                     inputs: &types,
                     outputs: &outputs,
                     parameters: &parameters,
+                    local_staging: None,
                     device: &device,
                 };
                 let lowered = (variant.lower)(&request).expect("a sum is served");

@@ -57,7 +57,14 @@ impl Npu {
 
     pub(super) fn lower(&self, op: &KernelOp, inputs: &[TensorType], outputs: &[TensorType]) -> Lowered {
         let parameters = Parameters::default();
-        let request = LowerRequest { op, inputs, outputs, parameters: &parameters, device: &self.info };
+        let request = LowerRequest {
+            op,
+            inputs,
+            outputs,
+            parameters: &parameters,
+            local_staging: None,
+            device: &self.info,
+        };
         super::lower(&request).unwrap_or_else(|reason| panic!("{op:?} is refused: {reason}"))
     }
 
