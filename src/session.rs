@@ -226,20 +226,29 @@ impl Session {
     /// Opens a device with the profile that matches it best.
     ///
     /// # Errors
-    /// As [`open_device`](Self::open_device), or when no profile matches.
+    /// As [`open_device`](Self::open_device), when no profile matches, or when the CPU, which computes what the device
+    /// has no kernel for, is there and does not open.
     pub fn open(&self, name: &str) -> Result<Engine, Error> {
         let device = self.open_device(name)?;
         let profile = self.profile_of(device.info())?;
-        let fallback = if device.id().backend == "cpu" { None } else { self.fallback_engine() };
+        let fallback = if device.id().backend == "cpu" { None } else { self.fallback_engine()? };
         Ok(Engine::new(device, profile, self.catalog.clone(), fallback)?)
     }
 
-    /// The CPU's engine, if there is one; opened on first use.
-    fn fallback_engine(&self) -> Option<Engine> {
+    /// The CPU's engine, if this program has that backend; opened on first use.
+    fn fallback_engine(&self) -> Result<Option<Engine>, Error> {
         let mut fallback = self.fallback.lock().unwrap_or_else(PoisonError::into_inner);
         if fallback.is_none() {
-            *fallback = self.open("cpu").ok();
+            *fallback = match self.open("cpu") {
+                Ok(engine) => Some(engine),
+                Err(Error::Hal(error))
+                    if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::InvalidArgument) =>
+                {
+                    None
+                }
+                Err(error) => return Err(error),
+            };
         }
-        fallback.clone()
+        Ok(fallback.clone())
     }
 }
