@@ -637,7 +637,7 @@ fn the_pool_can_be_used_during_a_driver_call_and_keeps_its_limit() {
 /// An allocation that is dropped by the device's own `Drop` path must not find the pool locked.
 #[test]
 fn allocations_may_be_dropped_inside_the_drop_of_a_buffer() {
-    struct Nested(#[allow(dead_code)] Option<Allocation>);
+    struct Nested(#[expect(dead_code, reason = "held, not read")] Option<Allocation>);
     let null = null_of(1 << 20);
     let (pool, stream) = pool_on(&null, small_segments());
     let inner = pool.allocate(&stream, 256).unwrap();

@@ -42,7 +42,6 @@ const GROUPS_PER_CORE: usize = 8;
 
 /// The type that values of a dtype are computed in: `bool` as 0 or 1 in a `u8`, half precision in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(crate) enum Rep {
     I8,
     U8,

@@ -110,7 +110,7 @@ pub trait Task {
 /// # Safety
 /// Every method requires that the processor has the instruction set, and that the pointers given to
 /// loads and stores are valid for the elements they name; no alignment is required.
-#[allow(clippy::missing_safety_doc)] // one contract for all methods, stated above
+#[allow(clippy::missing_safety_doc, reason = "one contract for all methods, stated above")]
 pub trait Simd: Copy + 'static {
     /// f32 lanes of a vector.
     const LANES: usize;
@@ -164,7 +164,7 @@ pub trait Simd: Copy + 'static {
 }
 
 /// A storage type that the vector kernels compute on in f32.
-#[allow(clippy::missing_safety_doc)] // the contract of `Simd` holds for these as well
+#[allow(clippy::missing_safety_doc, reason = "the contract of `Simd` holds for these as well")]
 pub trait Element: Copy + Send + Sync + 'static {
     /// Whether the storage is f32 itself, so that operands can be used where they lie.
     const IS_F32: bool;

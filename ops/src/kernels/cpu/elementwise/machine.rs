@@ -284,7 +284,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Safety
     /// As for `run`, for the elements `at..at + n`.
-    #[allow(clippy::too_many_arguments)] // one call; a struct of them would say less
+    #[allow(clippy::too_many_arguments, reason = "one call; a struct of them would say less")]
     unsafe fn ragged(
         &self,
         operands: &Operands,

@@ -5,7 +5,7 @@
 //! Polynomials of `exp`, `log` and `tanh`: S. L. Moshier, Cephes Mathematical Library (single precision); of `sin`
 //! and `cos`: Sun Microsystems, fdlibm, `k_sin.c` and `k_cos.c`.
 
-#![allow(clippy::excessive_precision)] // the sources' digits
+#![allow(clippy::excessive_precision, reason = "the digits are the sources'")]
 
 use super::lanes::LANES;
 

@@ -17,7 +17,6 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }
 
-#[allow(unsafe_op_in_unsafe_fn)]
 impl Simd for Portable {
     const LANES: usize = LANES;
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
