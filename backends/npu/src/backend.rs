@@ -15,7 +15,8 @@ const NAME: &str = "npu";
 /// The backend `npu`.
 ///
 /// A search goes through, in this order: an explicit file (then nothing else is looked at), the files and folders in
-/// `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it.
+/// `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it, also under the hashed name that
+/// Cargo gives it as a dependency from a registry or a repository.
 #[derive(Debug)]
 pub struct NpuBackend {
     search: Search,

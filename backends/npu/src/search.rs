@@ -16,6 +16,10 @@ pub const PATH_VARIABLE: &str = "HALITE_PLUGIN_PATH";
 /// 3. Every plugin in the executable's folder.
 /// 4. The emulator in `deps` below that folder, where Cargo builds it.
 ///
+/// Cargo names the emulator's library plainly for a dependency by path, and `libhalite_npu_emulator-<hash>.so` with 16
+/// hexadecimal digits for one from a registry or a repository. In places 3 and 4 both are looked for: the plain name
+/// wins, and of several others, which earlier builds left behind, the newest file alone counts.
+///
 /// In folders, a plugin is a library named `libhalite_npu_*` (`halite_npu_*.dll` on Windows), and a file name that was
 /// found once hides later ones.
 #[derive(Debug, Clone, Default)]
@@ -77,8 +81,11 @@ impl Search {
             }
         }
         if let Some(folder) = &self.executable_folder {
-            found.scan(folder, is_plugin_name);
-            found.scan(&folder.join("deps"), |name| name == emulator_file_name());
+            found.scan(folder, |name| is_plugin_name(name) && !is_hashed_emulator(name));
+            found.add_newest_emulator(folder);
+            let (deps, done) = (folder.join("deps"), found.has_emulator());
+            found.scan(&deps, |name| !done && name == emulator_file_name());
+            found.add_newest_emulator(&deps);
         }
         Ok(found)
     }
@@ -113,6 +120,30 @@ impl Found {
         }
     }
 
+    /// Adds the newest of the hashed emulators in `folder`, unless an emulator was found before.
+    fn add_newest_emulator(&mut self, folder: &Path) {
+        if self.has_emulator() {
+            return;
+        }
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        let hashed =
+            entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_hashed_emulator));
+        let dated = hashed.filter_map(|entry| {
+            // Follows links, as loading will.
+            let metadata = entry.path().metadata().ok().filter(std::fs::Metadata::is_file)?;
+            // Where a file system keeps no times, the names decide, so that the choice is always the same.
+            Some((metadata.modified().ok(), entry.path()))
+        });
+        if let Some((_, path)) = dated.max() {
+            self.push(Candidate { path, named: false });
+        }
+    }
+
+    fn has_emulator(&self) -> bool {
+        let mut names = self.candidates.iter().filter_map(|candidate| candidate.path.file_name()?.to_str());
+        names.any(|name| name == emulator_file_name() || is_hashed_emulator(name))
+    }
+
     fn push(&mut self, candidate: Candidate) {
         if !self.candidates.iter().any(|own| own.path == candidate.path) {
             self.candidates.push(candidate);
@@ -123,6 +154,14 @@ impl Found {
 /// The file name of the emulator's library on this platform.
 pub fn emulator_file_name() -> String {
     format!("{DLL_PREFIX}halite_npu_emulator{DLL_SUFFIX}")
+}
+
+/// Whether this is the emulator's library with the hash that Cargo appends for packages that are not built by path.
+fn is_hashed_emulator(name: &str) -> bool {
+    let stem = name.strip_prefix(DLL_PREFIX).and_then(|rest| rest.strip_suffix(DLL_SUFFIX));
+    stem.and_then(|stem| stem.strip_prefix("halite_npu_emulator-")).is_some_and(|hash| {
+        hash.len() == 16 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 fn is_plugin_name(name: &str) -> bool {
@@ -204,6 +243,44 @@ mod tests {
         };
         let paths: Vec<_> = search.run().unwrap().candidates.into_iter().map(|c| c.path).collect();
         assert_eq!(paths, [first, second, emulator]);
+    }
+
+    #[test]
+    fn of_hashed_emulators_the_newest_counts_unless_there_is_a_plain_one() {
+        let folder = Folder::new("hashed");
+        let hashed = |hash: &str| library(&format!("emulator-{hash}"));
+        let search = Search { executable_folder: Some(folder.0.clone()), ..Search::default() };
+        let paths = || -> Vec<_> { search.run().unwrap().candidates.into_iter().map(|c| c.path).collect() };
+        let dated = |path: &Path, seconds: u64| {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        };
+
+        for no_hash in ["0123", "0123456789abcdeg", "0123456789ABCDEF", "0123456789abcdef0", ""] {
+            folder.file(&format!("deps/{}", hashed(no_hash)));
+        }
+        folder.file(&format!("deps/{}", library("vendor-0123456789abcdef")));
+        assert!(paths().is_empty());
+
+        let (first, second) = (hashed("0123456789abcdef"), hashed("fedcba9876543210"));
+        let in_deps = [&first, &second].map(|name| folder.file(&format!("deps/{name}")));
+        dated(&in_deps[0], 2_000);
+        dated(&in_deps[1], 1_000);
+        assert_eq!(paths(), in_deps[..1]);
+        dated(&in_deps[1], 3_000);
+        assert_eq!(paths(), in_deps[1..]);
+
+        let plain_in_deps = folder.file(&format!("deps/{}", emulator_file_name()));
+        dated(&plain_in_deps, 500);
+        assert_eq!(paths(), [plain_in_deps]);
+
+        // A test's own executable lies in `deps`, so the same holds beside the executable, which comes first.
+        let beside = [&first, &second].map(|name| folder.file(name));
+        dated(&beside[0], 2_000);
+        dated(&beside[1], 1_000);
+        assert_eq!(paths(), beside[..1]);
+        let plain = folder.file(&emulator_file_name());
+        assert_eq!(paths(), [plain]);
     }
 
     #[test]
