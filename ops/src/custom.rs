@@ -5,14 +5,16 @@ use crate::reference::HostTensor;
 use crate::{Error, Result, Tensor, kernels, lower};
 use halite_hal::DeviceInfo;
 use halite_profiles::{Candidate, Profile};
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 /// An operation that another crate adds: a shape rule, a derivative, a plain reference and, in a [`Catalog`],
 /// kernel variants under its name.
 ///
-/// An implementor holds its attributes; two calls with different attributes are two values.
-pub trait CustomOp: Send + Sync {
+/// An implementor holds its attributes; two calls with different attributes are two values. Its kernel variants read
+/// them through [`CustomCall::op_as`](crate::lower::CustomCall::op_as).
+pub trait CustomOp: Any + Send + Sync {
     /// The name under which kernel variants are registered and profiles choose. Lower case with underscores.
     fn name(&self) -> &str;
 

@@ -272,6 +272,13 @@ pub struct CustomCall {
     pub op: Arc<dyn crate::CustomOp>,
 }
 
+impl CustomCall {
+    /// The operation if it is a `T`, for its attributes; `None` for another operation of the same name.
+    pub fn op_as<T: crate::CustomOp>(&self) -> Option<&T> {
+        (self.op.as_ref() as &dyn std::any::Any).downcast_ref()
+    }
+}
+
 impl fmt::Debug for CustomCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CustomCall({})", self.op.name())

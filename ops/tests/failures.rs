@@ -41,24 +41,13 @@ impl CustomOp for Scale {
     }
 }
 
-/// An engine with a kernel for this op alone.
-fn scaling_engine(op: &Arc<Scale>) -> Engine {
-    let op = op.clone();
-    scaling_engine_by(move |call| {
-        let is_own = std::ptr::addr_eq(Arc::as_ptr(&op), Arc::as_ptr(call));
-        is_own.then(|| (op.factor, op.mode.clone()))
-    })
-}
-
-/// An engine whose kernel for the op has the factor and mode that `attributes` tells; a real op would hold its
-/// attributes where its kernels find them.
-fn scaling_engine_by(
-    attributes: impl Fn(&Arc<dyn CustomOp>) -> Option<(f32, Arc<AtomicU32>)> + Send + Sync + 'static,
-) -> Engine {
+/// An engine with a kernel for the op, which finds its attributes in the call.
+fn scaling_engine() -> Engine {
     let mut catalog = Catalog::builtin();
-    let lower = move |request: &halite_ops::lower::LowerRequest<'_>| {
+    let lower = |request: &halite_ops::lower::LowerRequest<'_>| {
         let KernelOp::Custom(call) = request.op else { return Err(Unservable::new("another op")) };
-        let (factor, mode) = attributes(&call.op).ok_or_else(|| Unservable::new("an unknown op"))?;
+        let scale = call.op_as::<Scale>().ok_or_else(|| Unservable::new("an unknown op"))?;
+        let (factor, mode) = (scale.factor, scale.mode.clone());
         let buffer = |access| ArgType::Buffer { dtype: DType::F32, access };
         let signature = Signature::new(vec![buffer(Access::Read), buffer(Access::Write)]);
         let kernel = NativeKernel::new("test_scale_f32", signature, move |group| {
@@ -85,7 +74,7 @@ fn scale(factor: f32) -> Arc<Scale> {
 #[test]
 fn an_op_of_another_crate_runs_and_has_a_gradient() {
     let op = scale(3.0);
-    let engine = scaling_engine(&op);
+    let engine = scaling_engine();
     let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
     let y = Tensor::call(op, &[&x.add(1.0).unwrap()]).unwrap().mul(2.0).unwrap();
     let gradient = grad(&y.sum_all().unwrap(), &[&x]).unwrap().swap_remove(0);
@@ -93,14 +82,39 @@ fn an_op_of_another_crate_runs_and_has_a_gradient() {
     assert_eq!(gradient.to_vec::<f32>().unwrap(), [6.0, 6.0]);
 }
 
+/// An op of another type under the name of [`Scale`].
+struct Namesake(Arc<Scale>);
+
+impl CustomOp for Namesake {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType, String> {
+        self.0.infer(inputs)
+    }
+
+    fn derivative(&self, inputs: &[Tensor], y: &Tensor, cotangent: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.0.derivative(inputs, y, cotangent)
+    }
+
+    fn reference(&self, inputs: &[HostTensor]) -> Result<HostTensor, String> {
+        self.0.reference(inputs)
+    }
+}
+
+#[test]
+fn a_kernel_tells_an_op_of_another_type_by_its_attributes() {
+    let engine = scaling_engine();
+    let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
+    let y = Tensor::call(Arc::new(Namesake(scale(2.0))), &[&x]).unwrap();
+    let text = y.to_vec::<f32>().unwrap_err().to_string();
+    assert!(text.contains("an unknown op"), "{text}");
+}
+
 #[test]
 fn a_second_op_at_the_address_of_a_freed_one_has_a_plan_of_its_own() {
-    // The factor goes by number of the lowering, since each op is freed before the next is made.
-    let count = AtomicU32::new(0);
-    let engine = scaling_engine_by(move |_| {
-        let factor = count.fetch_add(1, Ordering::SeqCst) + 1;
-        Some((factor as f32, Arc::new(AtomicU32::new(WORK))))
-    });
+    let engine = scaling_engine();
     for factor in 1..=8 {
         let x = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
         let y = Tensor::call(scale(factor as f32), &[&x]).unwrap();
@@ -113,7 +127,7 @@ fn a_second_op_at_the_address_of_a_freed_one_has_a_plan_of_its_own() {
 fn a_failed_evaluation_names_the_kernel_and_can_be_tried_again() {
     for (mode, message) in [(FAIL, "told to fail"), (PANIC, "told to panic")] {
         let op = scale(2.0);
-        let engine = scaling_engine(&op);
+        let engine = scaling_engine();
         let x = engine.tensor(&[1f32, 2.0, 3.0], &[3]).unwrap();
         let y = Tensor::call(op.clone(), &[&x.add(1.0).unwrap()]).unwrap().add(10.0).unwrap();
         op.mode.store(mode, Ordering::SeqCst);
@@ -134,7 +148,7 @@ fn a_failed_evaluation_names_the_kernel_and_can_be_tried_again() {
 #[test]
 fn a_failure_seen_late_unsettles_what_was_built_on_it_and_restores_donated_memory() {
     let op = scale(2.0);
-    let engine = scaling_engine(&op);
+    let engine = scaling_engine();
     let mut w = engine.tensor(&[1f32, 2.0], &[2]).unwrap();
     op.mode.store(FAIL, Ordering::SeqCst);
     // Each step hands the memory of w on; the first one fails behind the scenes.

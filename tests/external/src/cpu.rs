@@ -1,6 +1,6 @@
 //! The native kernel: safe Rust over a grid of workgroups, each with a run of the output.
 
-use crate::NAME;
+use crate::{NAME, gain};
 use halite::DType;
 use halite::hal::{Access, ArgType, KernelSource, NativeKernel, Signature};
 use halite::ops::lower::{KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
@@ -14,6 +14,7 @@ pub(crate) fn variant() -> KernelVariant {
 }
 
 fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
+    let gain = gain(request)?;
     let chunk = request.parameters.int("chunk").map_or(DEFAULT_CHUNK, |chunk| chunk.max(1) as usize);
     let groups = u32::try_from(request.outputs[0].elements().div_ceil(chunk))
         .map_err(|_| Unservable::new(format!("chunks of {chunk} elements are too many workgroups")))?;
@@ -24,7 +25,7 @@ fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
         let start = group.linear_index() as usize * chunk;
         let out = group.write_chunk::<f32>(2, chunk)?;
         for (out, x) in out.iter_mut().zip(&x[start..]) {
-            *out = x / (1.0 + (-beta * x).exp());
+            *out = gain * (x / (1.0 + (-beta * x).exp()));
         }
         Ok(())
     });

@@ -1,8 +1,9 @@
 //! `swish`, an operation that Halite does not have, added from outside: a shape rule, a derivative, a plain
 //! reference, a native kernel for CPUs and a program for NPUs.
 //!
-//! `out[i] = x[i] / (1 + exp(-beta * x[i]))`, where `beta` is learned like any other parameter. Source: Ramachandran,
-//! Zoph and Le, "Searching for activation functions", 2017, section 4.
+//! `out[i] = gain * x[i] / (1 + exp(-beta * x[i]))`, where `beta` is learned like any other parameter (Ramachandran,
+//! Zoph and Le, "Searching for activation functions", 2017, section 4) and `gain` is an attribute, fixed for each
+//! operation (Alcaide, "E-swish: Adjusting activations to different network depths", 2018). [`swish`] has the gain 1.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,6 +13,10 @@
 //! let beta = engine.tensor(&[1.0f32], &[1])?;
 //! let out = halite_external_op::swish(&x, &beta)?.to_vec::<f32>()?;
 //! assert!((out[2] - 0.731_058_6).abs() < 1e-6);
+//!
+//! let scaled = halite_external_op::Swish::new(1.5);
+//! let out = scaled.call(&x, &beta)?.to_vec::<f32>()?;
+//! assert!((out[2] - 1.096_587_9).abs() < 1e-6);
 //! # Ok(())
 //! # }
 //! ```
@@ -26,7 +31,7 @@
 mod cpu;
 mod npu;
 
-use halite::ops::lower::TensorType;
+use halite::ops::lower::{KernelOp, LowerRequest, TensorType, Unservable};
 use halite::ops::reference::HostTensor;
 use halite::{CustomOp, DType, SessionBuilder, Tensor};
 use std::sync::{Arc, LazyLock};
@@ -43,17 +48,47 @@ pub fn register(builder: SessionBuilder) -> SessionBuilder {
 /// `x / (1 + exp(-beta * x))`, elementwise; `beta` has one element.
 ///
 /// # Errors
-/// `Shape` when `beta` has not exactly one element or an operand is not f32, `Placement` when the two live on
-/// different devices.
+/// As [`Swish::call`].
 #[track_caller]
 pub fn swish(x: &Tensor, beta: &Tensor) -> halite::ops::Result<Tensor> {
-    // One value for all calls: a plan is found again by the very operation that it was made for.
-    static OP: LazyLock<Arc<Swish>> = LazyLock::new(|| Arc::new(Swish));
-    Tensor::call(OP.clone(), &[x, beta])
+    static OP: LazyLock<Arc<Swish>> = LazyLock::new(|| Swish::new(1.0));
+    OP.call(x, beta)
 }
 
-/// What the layer knows about the operation.
-struct Swish;
+/// The operation with its attribute, the gain; kernels find it in the call.
+///
+/// Keep one for all calls with the same gain: a plan is found again by the very operation that it was made for.
+#[derive(Debug)]
+pub struct Swish {
+    gain: f32,
+}
+
+impl Swish {
+    /// The operation with this gain.
+    #[must_use]
+    pub fn new(gain: f32) -> Arc<Self> {
+        Arc::new(Self { gain })
+    }
+
+    /// `gain * x / (1 + exp(-beta * x))`, elementwise; `beta` has one element.
+    ///
+    /// # Errors
+    /// `Shape` when `beta` has not exactly one element or an operand is not f32, `Placement` when the two live on
+    /// different devices.
+    #[track_caller]
+    pub fn call(self: &Arc<Self>, x: &Tensor, beta: &Tensor) -> halite::ops::Result<Tensor> {
+        Tensor::call(self.clone(), &[x, beta])
+    }
+}
+
+/// The attribute of the operation that a kernel is asked for.
+fn gain(request: &LowerRequest<'_>) -> Result<f32, Unservable> {
+    let KernelOp::Custom(call) = request.op else {
+        return Err(Unservable::new("the operation is a built-in"));
+    };
+    let swish = call.op_as::<Swish>();
+    swish.map(|op| op.gain).ok_or_else(|| Unservable::new(format!("another crate's operation named {NAME}")))
+}
 
 impl CustomOp for Swish {
     fn name(&self) -> &str {
@@ -82,9 +117,9 @@ impl CustomOp for Swish {
         let (x, beta) = (&inputs[0], &inputs[1]);
         let one = x.full_like(1.0);
         let sigmoid = one.div(&x.mul(beta)?.neg()?.exp()?.add(1.0)?)?;
-        // out * (1 - sigmoid) is what both derivatives share.
+        // out * (1 - sigmoid) is what both derivatives share; the gain is in out already.
         let shared = output.mul(&one.sub(&sigmoid)?)?.mul(cotangent)?;
-        let by_x = sigmoid.mul(cotangent)?.add(&shared.mul(beta)?)?;
+        let by_x = sigmoid.mul(cotangent)?.mul(self.gain)?.add(&shared.mul(beta)?)?;
         let by_beta = shared.mul(x)?.sum_all()?.reshape(beta.shape())?;
         Ok(vec![Some(by_x), Some(by_beta)])
     }
@@ -94,7 +129,8 @@ impl CustomOp for Swish {
             return Err(format!("takes x and beta, got {} tensors", inputs.len()));
         };
         let beta = beta.data.first().ok_or("beta is empty")?;
-        let data = x.data.iter().map(|x| x / (1.0 + (-beta * x).exp())).collect();
+        let gain = f64::from(self.gain);
+        let data = x.data.iter().map(|x| gain * (x / (1.0 + (-beta * x).exp()))).collect();
         Ok(HostTensor::new(x.dtype, &x.shape, data))
     }
 }

@@ -3,7 +3,8 @@
 use crate::devices::{engines, numbers};
 use halite::ops::reference::{self, HostTensor};
 use halite::{DType, Engine, Tensor, grad};
-use halite_external_op::swish;
+use halite_external_op::{Swish, swish};
+use std::sync::Arc;
 
 /// Step of central differences: their truncation error (about STEP^2) and their rounding error (about 2^-52 / STEP)
 /// are both below 1e-9 here, where all numbers are near 1.
@@ -13,14 +14,14 @@ const RTOL: f64 = 1e-7;
 const DEVICE_RTOL: f64 = 1e-5;
 
 /// A loss with different weights for each element, so that no gradient is a plain sum.
-fn loss(x: &Tensor, beta: &Tensor) -> Tensor {
+fn loss(op: &Arc<Swish>, x: &Tensor, beta: &Tensor) -> Tensor {
     let weights = x.engine().tensor(&numbers(x.elements(), 5), x.shape()).unwrap();
-    swish(x, beta).unwrap().mul(&weights).unwrap().sum_all().unwrap()
+    op.call(x, beta).unwrap().mul(&weights).unwrap().sum_all().unwrap()
 }
 
 /// Sum of the gradient's squares: a loss whose gradient needs the second derivative.
-fn steepness(x: &Tensor, beta: &Tensor) -> Tensor {
-    let parts = grad(&loss(x, beta), &[x, beta]).unwrap();
+fn steepness(op: &Arc<Swish>, x: &Tensor, beta: &Tensor) -> Tensor {
+    let parts = grad(&loss(op, x, beta), &[x, beta]).unwrap();
     let squares = parts.iter().map(|part| part.mul(part).unwrap().sum_all().unwrap());
     squares.reduce(|sum, part| sum.add(&part).unwrap()).unwrap()
 }
@@ -30,7 +31,13 @@ fn close(got: f64, expected: f64, rtol: f64) -> bool {
 }
 
 /// Compares the gradient of `function`, as a graph, with central differences of its value.
-fn check(engine: &Engine, len: usize, function: fn(&Tensor, &Tensor) -> Tensor) {
+fn check(engine: &Engine, len: usize, function: fn(&Arc<Swish>, &Tensor, &Tensor) -> Tensor) {
+    for gain in [1.0, -0.75] {
+        check_op(engine, len, &|x, beta| function(&Swish::new(gain), x, beta));
+    }
+}
+
+fn check_op(engine: &Engine, len: usize, function: &dyn Fn(&Tensor, &Tensor) -> Tensor) {
     let host = |data: &[f32], shape: &[usize]| {
         HostTensor::new(DType::F32, shape, data.iter().copied().map(f64::from).collect())
     };

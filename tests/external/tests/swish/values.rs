@@ -3,7 +3,8 @@
 use crate::devices::{engines, numbers};
 use halite::ops::reference;
 use halite::{DType, Engine, Tensor};
-use halite_external_op::swish;
+use halite_external_op::{Swish, swish};
+use std::sync::Arc;
 
 /// The argument of exp has a relative error of 2^-24 or two, which |beta * x| <= 24 multiplies; exp, the sum and the
 /// quotient add some units in the last place.
@@ -22,8 +23,12 @@ fn assert_close(engine: &Engine, got: &[f64], expected: &[f64]) {
 }
 
 fn check(engine: &Engine, x: &Tensor, beta: f32) {
+    check_op(engine, x, beta, &Swish::new(1.0));
+}
+
+fn check_op(engine: &Engine, x: &Tensor, beta: f32, op: &Arc<Swish>) {
     let beta = engine.tensor(&[beta], &[]).unwrap();
-    let out = swish(x, &beta).unwrap();
+    let out = op.call(x, &beta).unwrap();
     let expected = reference::evaluate(&[&out], &[]).unwrap().remove(0);
     assert_eq!(out.shape(), x.shape());
     assert_close(engine, &out.to_f64().unwrap(), &expected.data);
@@ -50,6 +55,28 @@ fn every_beta_and_special_numbers_agree_with_the_reference() {
             check(&engine, &engine.tensor(&x, &[3, 4]).unwrap(), beta);
             check(&engine, &engine.tensor(&special, &[3]).unwrap(), beta);
         }
+    }
+}
+
+#[test]
+fn every_operation_has_its_own_gain() {
+    // The gain is at most 1, so that nothing overflows f32 which the reference in f64 does not.
+    let x = [0.0, 1.0, -1.0, 88.7, -88.7, 1e30, 1e-40, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    for engine in engines() {
+        let x = engine.tensor(&x, &[11]).unwrap();
+        let ops = [0.5, -0.75, 0.0].map(Swish::new);
+        for op in &ops {
+            check_op(&engine, &x, 1.0, op);
+            check_op(&engine, &engine.tensor(&numbers(3 * 4096 + 5, 6), &[3 * 4096 + 5]).unwrap(), 1.5, op);
+        }
+        // Two gains in one evaluation, and the default one beside them.
+        let (one, beta) = (engine.tensor(&[3.0f32], &[1]).unwrap(), engine.tensor(&[0.0f32], &[1]).unwrap());
+        let mut sum = swish(&one, &beta).unwrap();
+        for op in &ops {
+            sum = sum.add(&op.call(&one, &beta).unwrap()).unwrap();
+        }
+        assert_eq!(sum.to_vec::<f32>().unwrap(), [1.5 * (1.0 + 0.5 - 0.75)]);
+        assert!(engine.stats().fallbacks.is_empty(), "{:?}", engine.stats().fallbacks);
     }
 }
 
