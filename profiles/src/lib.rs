@@ -29,6 +29,7 @@
 //! match:                         # all that is given must hold; without `match`, the profile is chosen by name
 //!   backend: opencl
 //!   device: "Adreno.*750"        # a regular expression, found anywhere in the name; so is `vendor`
+//!   driver: "535.104"            # the driver's version, whole
 //!   features: [fp16]             # each must be present
 //!   priority: 1                  # before the number of criteria; 0 if not given
 //! peak: { f32: 2.77 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }

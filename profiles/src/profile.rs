@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::hash::Fnv1a;
 use crate::location::Location;
 use crate::schema::{Content, Criteria, Fallback, KernelEntry, MemoryPolicy, PROFILE_KEYS, PoolLimit};
-use crate::yaml::{Node, Value, join};
+use crate::yaml::{self, Node, Value, join};
 
 /// What a device is, as its driver reports it; profiles are matched against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct DeviceFacts {
     pub device_name: String,
     /// The vendor's name; empty where unknown.
     pub vendor: String,
+    /// The driver's or plugin's version; empty where unknown.
+    pub driver_version: String,
     /// What the device was probed to have: `avx2`, `fp16`, ...
     pub features: Vec<String>,
 }
@@ -27,6 +29,7 @@ impl From<&DeviceInfo> for DeviceFacts {
             backend: info.id.backend.clone(),
             device_name: info.name.clone(),
             vendor: info.vendor.clone(),
+            driver_version: info.driver_version.clone(),
             features: info.features.clone(),
         }
     }
@@ -53,6 +56,31 @@ impl Profile {
         }
         let hash = content_hash(&content);
         Ok(Self { content, node, lineage, hash })
+    }
+
+    /// The profile that a file with this text is, if it extends this one: what tuning tries before it writes anything.
+    ///
+    /// # Errors
+    ///
+    /// As reading the file would have; [`Error::UnknownParent`] if it extends another profile, or none.
+    pub fn extended_by(&self, text: &str, file: &str) -> Result<Self> {
+        let node = yaml::parse(text, file)?;
+        let own = Content::read(&node)?;
+        if own.extends.as_deref() != Some(self.name()) {
+            return Err(Error::UnknownParent {
+                at: node.child("extends").map_or(&node.at, |node| &node.at).clone(),
+                name: own.name,
+                parent: own.extends.unwrap_or_default(),
+                known: vec![self.name().to_owned()],
+            });
+        }
+        let lineage = [own.name].into_iter().chain(self.lineage.iter().cloned()).collect();
+        Self::from_merged(yaml::merge(&self.node, &node), lineage)
+    }
+
+    /// `match.priority`: the greater one wins among profiles that match; 0 if not given.
+    pub fn priority(&self) -> i64 {
+        self.content.criteria.as_ref().map_or(0, |criteria| criteria.priority)
     }
 
     /// The profile's name.
@@ -186,6 +214,7 @@ impl Criteria {
         self.backend.as_ref().is_none_or(|backend| *backend == facts.backend)
             && self.device.as_ref().is_none_or(|device| device.is_match(&facts.device_name))
             && self.vendor.as_ref().is_none_or(|vendor| vendor.is_match(&facts.vendor))
+            && self.driver.as_ref().is_none_or(|driver| *driver == facts.driver_version)
             && self.features.iter().all(|feature| facts.features.contains(feature))
     }
 }
@@ -295,6 +324,41 @@ mod tests {
             let changed = BASE.replace(from, to);
             assert_ne!(changed, BASE);
             assert_ne!(profile(&changed).hash(), base, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_extends_a_profile_is_read_as_its_file_would_be() {
+        let base = profile(
+            "name: p\nmatch: { backend: gpu }\nkernels:\n  a: [{ variant: x }]\n  b: [{ variant: y }]\n",
+        );
+        let entry = KernelEntry::clone(
+            &profile("name: p\nkernels:\n  a: [{ when: 'm > 1 and n % 4 == 0', variant: z, tile: [8, 4], chunk: 2 }]\n")
+                .kernel_entries("a")[0],
+        );
+        assert_eq!(
+            entry.to_string(),
+            "{ variant: z, when: \"m > 1 and n % 4 == 0\", tile: [8, 4], chunk: 2 }"
+        );
+        let text =
+            format!("name: q\nextends: p\nmatch: {{ driver: '535.104' }}\nkernels:\n  a:\n  - {entry}\n");
+        let tuned = base.extended_by(&text, "q.yaml").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((tuned.name(), tuned.ancestors()), ("q", ["p".to_owned()].as_slice()));
+        assert_eq!(tuned.kernel_entries("a")[0].parameters(), entry.parameters());
+        assert_eq!(tuned.kernel_entries("a")[0].origin().to_string(), "q.yaml:6");
+        assert_eq!(tuned.kernel_entries("b")[0].variant(), "y");
+        let facts = |driver: &str| DeviceFacts {
+            backend: "gpu".into(),
+            driver_version: driver.into(),
+            ..DeviceFacts::default()
+        };
+        assert!(tuned.matches(&facts("535.104")) && base.matches(&facts("535")));
+        assert!(!tuned.matches(&facts("535.105")));
+        for (text, problem) in
+            [("name: q\n", "q.yaml:1: profile 'q' extends ''"), ("name: q\nextends: r\n", "'r'")]
+        {
+            let error = base.extended_by(text, "q.yaml").map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
         }
     }
 

@@ -165,7 +165,7 @@ fn flow(node: &Node) -> String {
 }
 
 /// A text as a YAML scalar: plain if no reader could take it for anything else, else in double quotes.
-fn text_scalar(text: &str) -> String {
+pub(crate) fn text_scalar(text: &str) -> String {
     let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     let begins_plain = text.starts_with(|c: char| c.is_ascii_alphabetic());
     // A digit begins a number unless a unit follows it: '60%', '77 GB/s'.

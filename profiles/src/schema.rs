@@ -1,6 +1,7 @@
 //! The schema of a profile: which keys there are, and what their values mean.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use halite_hal::DType;
 use regex_lite::Regex;
@@ -9,13 +10,14 @@ use serde::Serialize;
 use crate::condition::Condition;
 use crate::error::{Error, Result};
 use crate::location::Location;
+use crate::render::text_scalar;
 use crate::units::Unit;
 use crate::yaml::{Node, Section, Value, join, one_line};
 
 /// The keys of a profile, in the order in which it is shown.
 pub(crate) const PROFILE_KEYS: [&str; 9] =
     ["name", "extends", "match", "peak", "source", "kernels", "memory", "accumulate", "fallback"];
-const MATCH_KEYS: [&str; 5] = ["backend", "device", "vendor", "features", "priority"];
+const MATCH_KEYS: [&str; 6] = ["backend", "device", "vendor", "driver", "features", "priority"];
 const ENTRY_KEYS: [&str; 8] = ["variant", "when", "tile", "threads", "chunk", "stages", "split_k", "unroll"];
 /// The keys of a kernel entry that hold one positive integer.
 const INTEGER_KEYS: [&str; 4] = ["chunk", "stages", "split_k", "unroll"];
@@ -44,6 +46,7 @@ pub(crate) struct Criteria {
     pub(crate) backend: Option<String>,
     pub(crate) device: Option<Regex>,
     pub(crate) vendor: Option<Regex>,
+    pub(crate) driver: Option<String>,
     pub(crate) features: Vec<String>,
     pub(crate) priority: i64,
 }
@@ -63,6 +66,31 @@ pub struct Parameters {
     tile: Option<Vec<u32>>,
     threads: Option<Vec<u32>>,
     integers: BTreeMap<&'static str, u32>,
+}
+
+impl fmt::Display for Parameters {
+    /// As the keys of a profile's entry: `tile: [64, 64, 16], threads: [8, 16], unroll: 4`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lists = [("tile", &self.tile), ("threads", &self.threads)];
+        let lists =
+            lists.into_iter().filter_map(|(key, list)| list.as_ref().map(|list| format!("{key}: {list:?}")));
+        let integers = self.integers.iter().map(|(key, value)| format!("{key}: {value}"));
+        f.write_str(&lists.chain(integers).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl fmt::Display for KernelEntry {
+    /// As an item of a profile's list: `{ variant: tiled, when: "m >= 64", tile: [64, 64, 16] }`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{ variant: {}", text_scalar(&self.variant))?;
+        if let Some(condition) = self.when() {
+            write!(f, ", when: {}", text_scalar(&condition.to_string()))?;
+        }
+        if !self.parameters.is_empty() {
+            write!(f, ", {}", self.parameters)?;
+        }
+        f.write_str(" }")
+    }
 }
 
 /// How the device's memory is used.
@@ -119,6 +147,53 @@ impl KernelEntry {
 }
 
 impl Parameters {
+    /// The same with this tile; a profile could not hold an extent of 0, nor an empty list.
+    #[must_use]
+    pub fn with_tile(mut self, tile: impl Into<Vec<u32>>) -> Self {
+        self.tile = Some(tile.into());
+        self
+    }
+
+    /// The same with this many threads per dimension of a workgroup.
+    #[must_use]
+    pub fn with_threads(mut self, threads: impl Into<Vec<u32>>) -> Self {
+        self.threads = Some(threads.into());
+        self
+    }
+
+    /// The same with `chunk` points or elements at a time.
+    #[must_use]
+    pub fn with_chunk(mut self, chunk: u32) -> Self {
+        self.integers.insert("chunk", chunk);
+        self
+    }
+
+    /// The same with `stages` of a pipeline.
+    #[must_use]
+    pub fn with_stages(mut self, stages: u32) -> Self {
+        self.integers.insert("stages", stages);
+        self
+    }
+
+    /// The same with the sum over k in `split_k` parts.
+    #[must_use]
+    pub fn with_split_k(mut self, split_k: u32) -> Self {
+        self.integers.insert("split_k", split_k);
+        self
+    }
+
+    /// The same with loops unrolled `unroll` times.
+    #[must_use]
+    pub fn with_unroll(mut self, unroll: u32) -> Self {
+        self.integers.insert("unroll", unroll);
+        self
+    }
+
+    /// Whether nothing is given.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The tile's extent per dimension, outermost first as the op documents it (`[m, n, k]`).
     pub fn tile(&self) -> Option<&[u32]> {
         self.tile.as_deref()
@@ -166,6 +241,7 @@ impl Criteria {
         usize::from(self.backend.is_some())
             + usize::from(self.device.is_some())
             + usize::from(self.vendor.is_some())
+            + usize::from(self.driver.is_some())
             + self.features.len()
     }
 }
@@ -203,6 +279,7 @@ fn criteria(node: &Node, path: &str) -> Result<Criteria> {
         backend: section.optional("backend", |node, key| node.text(key, "cpu"))?.map(str::to_owned),
         device: section.optional("device", pattern)?,
         vendor: section.optional("vendor", pattern)?,
+        driver: section.optional("driver", |node, key| node.text(key, "535.104"))?.map(str::to_owned),
         features: features.unwrap_or_default(),
         priority: section.optional("priority", Node::integer)?.unwrap_or(0),
     };

@@ -195,6 +195,7 @@ mod tests {
 
     fn facts(backend: &str, device_name: &str, features: &[&str]) -> DeviceFacts {
         DeviceFacts {
+            driver_version: "1.2".to_owned(),
             backend: backend.to_owned(),
             device_name: device_name.to_owned(),
             vendor: "ACME Corporation".to_owned(),
