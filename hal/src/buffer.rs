@@ -41,7 +41,10 @@ unsafe impl Send for HostPointer {}
 unsafe impl Sync for HostPointer {}
 
 impl Buffer {
-    /// Wraps a backend's memory. `object` frees it when dropped; `host` is its address for mappable kinds.
+    /// Wraps a backend's memory. For backends.
+    ///
+    /// `object` frees it when dropped, which may be on any thread; `host` is its address for mappable kinds, valid
+    /// for `len_bytes` bytes for as long as `object` lives.
     pub fn new(
         device: DeviceId,
         kind: MemoryKind,
@@ -74,8 +77,9 @@ impl Buffer {
 
     /// The host's address of a mappable buffer, `None` for others.
     ///
-    /// Whoever reads or writes through it must have ordered that against all enqueued work, by
-    /// [`Stream::synchronize`](crate::Stream::synchronize) or an event.
+    /// Valid for [`len_bytes`](Self::len_bytes) bytes while a handle lives. Whoever reads or writes through it must
+    /// have ordered that against all enqueued work, by [`Stream::synchronize`](crate::Stream::synchronize) or an
+    /// event, and against other threads.
     pub fn host_pointer(&self) -> Option<NonNull<u8>> {
         self.0.host.as_ref().map(|host| host.0)
     }
@@ -90,12 +94,12 @@ impl Buffer {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The whole buffer as a slice.
+    /// The whole buffer as a slice, which holds a handle.
     pub fn all(&self) -> BufferSlice {
         BufferSlice { buffer: self.clone(), offset: 0, len: self.len_bytes() }
     }
 
-    /// `len` bytes from `offset`.
+    /// `len` bytes from `offset`, as a slice which holds a handle.
     ///
     /// # Errors
     /// `InvalidArgument` when the range does not lie inside.

@@ -1,7 +1,8 @@
 //! The vocabulary of built-in operations: what a vendor's own library may implement behind
 //! [`KernelSource::Builtin`](crate::KernelSource::Builtin).
 //!
-//! Names, attributes and operand descriptors only; which device implements what is found by trying to load one.
+//! Names, attributes and operand descriptors only: plain data that owns its shapes and asks no driver. Which device
+//! implements what is found by trying to load one.
 
 use crate::kernel::{Access, ArgType, Signature};
 use crate::{DType, Error, Result};

@@ -128,7 +128,10 @@ pub enum Command {
     },
 }
 
-/// Records commands in order; [`Device::finish`] turns it into a [`CommandList`].
+/// Records commands in order. Plain data that holds the kernels and fixed buffers of its commands.
+///
+/// 1. [`new`](Self::new) and [`push`](Self::push) collect commands; nothing is checked or enqueued.
+/// 2. [`Device::finish`] takes it, checks all of them and gives a [`CommandList`].
 #[derive(Debug, Clone, Default)]
 pub struct CommandListBuilder {
     commands: Vec<RecordedCommand>,
@@ -140,7 +143,7 @@ impl CommandListBuilder {
         Self::default()
     }
 
-    /// Adds a command behind the others.
+    /// Adds a command behind the others. It is checked when the list is finished.
     pub fn push(&mut self, command: RecordedCommand) {
         self.commands.push(command);
     }
@@ -337,8 +340,10 @@ impl RecordedCommand {
 
 /// Recorded commands of one device, immutable; a CUDA graph where there is one, a loop elsewhere.
 ///
-/// [`Stream::replay`] enqueues it with a buffer for each buffer slot and a number for each scalar slot. Clones are
-/// handles; it may be replayed from any thread, any number of times at once.
+/// 1. [`Device::finish`] makes it; it holds the kernels and fixed buffers of its commands.
+/// 2. [`Stream::replay`] enqueues it with a buffer for each buffer slot and a number for each scalar slot, from any
+///    thread, any number of times at once.
+/// 3. Clones are handles; enqueued replays hold what they use, so all handles may be dropped meanwhile.
 #[derive(Clone)]
 pub struct CommandList(Arc<Inner>);
 
@@ -385,10 +390,12 @@ impl CommandList {
         self.0.object.as_ref()?.downcast_ref()
     }
 
-    /// Binds each command in order and passes it to `enqueue`. For backends.
+    /// Binds each command in order and passes it to `enqueue`, on the calling thread. For backends.
+    ///
+    /// Blocks as `enqueue` does. Each command owns handles to what it uses.
     ///
     /// # Errors
-    /// The first error of `enqueue`; `InvalidArgument` when a binding is missing or too short.
+    /// The first error of `enqueue`, which ends the loop; `InvalidArgument` when a binding is missing or too short.
     pub fn enqueue(
         &self,
         buffers: &[Binding],

@@ -31,7 +31,10 @@ impl fmt::Display for DeviceId {
 impl FromStr for DeviceId {
     type Err = Error;
 
-    /// Reads `backend` (index 0) or `backend:index`.
+    /// Reads `backend` (index 0) or `backend:index`. Whether there is such a device is not looked at.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no backend's name or the index is no number.
     fn from_str(text: &str) -> Result<Self> {
         let (backend, index) = text.split_once(':').unwrap_or((text, "0"));
         let index = index.parse().ok().filter(|_| !backend.is_empty()).ok_or_else(|| {
@@ -84,7 +87,8 @@ pub struct DeviceInfo {
     pub compute_units: u32,
     /// Element types that kernels can load and store.
     pub dtypes: Vec<DType>,
-    /// Kernel formats that [`Device::load`] accepts: `native`, `opencl-c`, `cuda-c`, `cubin`, `npu-program`, `builtin`.
+    /// Kernel formats that [`Device::load`] accepts: `native`, `opencl-c`, `cuda-c`, `cubin`, `npu-program`,
+    /// `builtin`.
     pub kernel_formats: Vec<String>,
     /// Capabilities that kernel variants may require: `avx512f`, `subgroups`, `tensor-cores`.
     pub features: Vec<String>,
@@ -155,25 +159,26 @@ pub enum Health {
 /// 1. [`Registry::open`](crate::Registry::open) gives one; clones are cheap handles to the same device.
 /// 2. It makes buffers, streams, kernels and command lists. Each belongs to it; passing one to another device is
 ///    an `InvalidArgument`.
-/// 3. It is closed when the last handle, and the last object made by it, is dropped.
+/// 3. Should it be lost, that is final: [`health`](Self::health) says why, and calls fail with `DeviceLost`.
+/// 4. It is closed when the last handle, the last object made by it and all enqueued work are gone.
 ///
-/// Every method may be called from any thread at any time. This type checks arguments against the device's
-/// [`Limits`], so that a backend sees legal calls only.
+/// Every method may be called from any thread at any time, and none has an order relative to work on streams. This
+/// type checks arguments against the device's [`Limits`], so that a backend sees legal calls only.
 #[derive(Clone)]
 pub struct Device(Arc<dyn driver::Device>);
 
 impl Device {
-    /// Wraps what a backend or a layer implements.
+    /// Wraps what a backend or a layer implements. Asks it nothing.
     pub fn new(device: Arc<dyn driver::Device>) -> Self {
         Self(device)
     }
 
-    /// The implementation behind the handle, for layers.
+    /// The implementation behind the handle, for layers. Calls on it are not checked.
     pub fn driver(&self) -> &Arc<dyn driver::Device> {
         &self.0
     }
 
-    /// What the device is and can do. Never blocks.
+    /// What the device is and can do. The same for as long as it is open, on a lost device too.
     pub fn info(&self) -> &DeviceInfo {
         self.0.info()
     }
@@ -183,7 +188,9 @@ impl Device {
         &self.info().id
     }
 
-    /// Memory in use and free. May ask the driver; does not wait for enqueued work.
+    /// Memory in use and free at this moment.
+    ///
+    /// May ask the driver; does not wait for enqueued work, which counts what it holds as used.
     ///
     /// # Errors
     /// `DeviceLost`, `Backend`.
@@ -191,12 +198,17 @@ impl Device {
         self.0.memory().map_err(|e| self.name_error(e, "device.memory"))
     }
 
-    /// Whether the device still answers. `Lost` is sticky.
+    /// Whether the device still answers.
+    ///
+    /// May ask the driver; does not wait for enqueued work. `Lost` is sticky, with the reason of the first failure.
     pub fn health(&self) -> Health {
         self.0.health()
     }
 
-    /// Allocates `len_bytes` of `kind`; zero is legal. May block in the driver.
+    /// Allocates `len_bytes` of `kind`; zero is legal.
+    ///
+    /// May block in the driver and, when the device is full, for a limited time until enqueued work gives dropped
+    /// buffers back. The caller owns the buffer; it is freed after the last handle and the last work that uses it.
     ///
     /// The contents are zeros or stale data of this process, never uninitialised memory. Most callers want the
     /// stream-ordered [`Pool`](crate::Pool) instead.
@@ -223,7 +235,7 @@ impl Device {
         self.0.allocate(len_bytes, kind).map_err(|e| self.name_error(e, "device.allocate"))
     }
 
-    /// A new in-order queue. May block in the driver.
+    /// A new in-order queue, empty and without a failure. May block in the driver.
     ///
     /// # Errors
     /// `DeviceLost`, `OutOfMemory` when the device has no further queue, `Backend`.
@@ -234,9 +246,12 @@ impl Device {
 
     /// Makes a kernel from source. May compile, and so block for long; the caller caches.
     ///
+    /// The kernel holds what it needs of the source. It may be launched at once, on any stream of the device.
+    ///
     /// # Errors
-    /// `Unsupported` for a format or built-in that the device does not take, `Build` with the compiler's log,
-    /// `BadFormat` for a damaged binary, `DeviceLost`.
+    /// `Unsupported` for a format, feature or built-in that the device does not have, `Build` with the compiler's
+    /// log, `BadFormat` for a binary that is damaged or disagrees with its signature, `InvalidArgument` for an
+    /// entry that it does not have, `OutOfMemory`, `DeviceLost`.
     pub fn load(&self, source: &KernelSource) -> Result<Kernel> {
         let format = source.format();
         if !self.info().accepts(format) {
@@ -257,10 +272,14 @@ impl Device {
         self.0.load(source).map_err(|e| self.name_error(e, "device.load"))
     }
 
-    /// Freezes recorded commands into a list that streams of this device replay.
+    /// Freezes recorded commands into a list that streams of this device replay. Enqueues nothing.
+    ///
+    /// Takes the commands, whose kernels and fixed buffers the list holds from then on. May block in a driver that
+    /// builds a native graph.
     ///
     /// # Errors
-    /// `InvalidArgument` when a kernel of another device was recorded, `Backend`.
+    /// `InvalidArgument` when a command uses an object of another device, does not fit its kernel's signature or the
+    /// device's limits, uses ranges that overlap, or numbers a slot beyond 65,535; `OutOfMemory`, `Backend`.
     pub fn finish(&self, commands: CommandListBuilder) -> Result<CommandList> {
         commands.finish(self).map_err(|e| self.name_error(e, "device.finish"))
     }

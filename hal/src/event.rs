@@ -9,8 +9,10 @@ use std::time::Duration;
 /// A point on a stream: everything enqueued before [`Stream::record`](crate::Stream::record) made it.
 ///
 /// 1. `record` makes a new one each time; an event never changes what it stands for.
-/// 2. It is done when all that work is done, or has failed.
-/// 3. Clones are handles to the same point. Dropping them all is always allowed.
+/// 2. It is over when all that work is: done, or failed with the first failure among it. That never changes again.
+/// 3. The host asks or waits for it here, a stream of the same device by [`Stream::wait`](crate::Stream::wait).
+/// 4. Clones are handles to the same point. Dropping them all is always allowed, also before it is reached. An
+///    event does not keep its stream, nor the stream its events.
 ///
 /// Every method may be called from any thread.
 #[derive(Clone)]
@@ -38,7 +40,7 @@ impl Event {
         &self.0.device
     }
 
-    /// Whether the point has been reached. Never blocks.
+    /// Whether the point has been reached. May ask the driver; never waits.
     ///
     /// # Errors
     /// The first failure of the work before the point.
@@ -50,14 +52,19 @@ impl Event {
     ///
     /// # Errors
     /// `Timeout` (the work goes on; wait again), or the first failure of the work before the point.
+    /// `InvalidArgument` when a native kernel of the same device would have to wait.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         self.0.event.wait(timeout).map_err(|e| e.on_device(self.device()).in_call("event.wait"))
     }
 
-    /// Device time between `earlier` and this event; both must be done. Resolution is the device's clock.
+    /// Device time between `earlier` and this event; both must be done. May ask the driver; never waits.
+    ///
+    /// Resolution is the device's clock. Zero when they were reached in the other order, as on two streams they may
+    /// be.
     ///
     /// # Errors
-    /// `InvalidArgument` when one is not done, or they are of different devices; `Unsupported` without a clock.
+    /// `InvalidArgument` when one is not done, or they are of different devices; the failure, or `InvalidArgument`,
+    /// when one has failed; `Unsupported` without a clock.
     pub fn elapsed_since(&self, earlier: &Event) -> Result<Duration> {
         let name = |e: crate::Error| e.on_device(self.device()).in_call("event.elapsed_since");
         if earlier.device() != self.device() {

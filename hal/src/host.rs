@@ -4,7 +4,10 @@ use crate::{Error, Event, Result};
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 
-/// Bytes that an asynchronous write reads from. Cheap to clone.
+/// Bytes that an asynchronous write reads from: shared and immutable.
+///
+/// Cheap to clone, and freed with the last handle, of which the stream holds one until the copy is done. A `Vec`
+/// and a slice are copied once; an `Arc` is taken as it is.
 #[derive(Debug, Clone)]
 pub struct HostBytes(Arc<[u8]>);
 
@@ -33,7 +36,9 @@ impl From<Arc<[u8]>> for HostBytes {
     }
 }
 
-/// Memory that an asynchronous read writes to; the stream holds a handle until the copy is done.
+/// Memory that an asynchronous read writes to, zeros at first.
+///
+/// The stream holds a handle until the copy is done; until then the copy alone may touch the bytes.
 #[derive(Clone)]
 pub struct HostTarget(Arc<Cell>);
 
@@ -60,6 +65,8 @@ impl HostTarget {
 }
 
 /// An asynchronous read that is under way: owns its memory until the bytes are taken.
+///
+/// Dropping it without [`wait`](Self::wait) does not stop the copy, which holds the memory too.
 #[must_use = "the bytes are taken with wait"]
 pub struct PendingRead {
     target: HostTarget,
@@ -75,15 +82,16 @@ impl PendingRead {
         Self { target, event }
     }
 
-    /// The event that is done when the bytes are there.
+    /// The event that is done when the bytes are there, to ask or wait with a limit.
     pub fn event(&self) -> &Event {
         &self.event
     }
 
-    /// Blocks until the copy is done and gives the bytes.
+    /// Blocks without limit until the copy is done, and gives the bytes to the caller.
     ///
     /// # Errors
-    /// The first failure of the work up to the copy.
+    /// The first failure of the work up to the copy; `InvalidArgument` when a native kernel of the same device
+    /// would have to wait.
     pub fn wait(self) -> Result<Vec<u8>> {
         self.event.wait(None)?;
         if !self.event.is_done()? {

@@ -50,8 +50,8 @@ pub enum ArgType {
 pub struct Signature {
     /// Argument types in order.
     pub args: Vec<ArgType>,
-    /// Whether a written range may be the very range of a read one; element `i` must then depend on element `i` alone.
-    /// Ranges that overlap in part are refused all the same.
+    /// Whether a written range may be the very range of a read one; element `i` must then depend on element `i`
+    /// alone. Ranges that overlap in part are refused all the same.
     pub in_place: bool,
     /// Workgroups per axis that the kernel accepts; `None` leaves it to the device's limit.
     pub max_grid: Option<[u32; 3]>,
@@ -63,7 +63,7 @@ impl Signature {
         Self { args, ..Self::default() }
     }
 
-    /// Checks a launch against this signature and the device's limits.
+    /// Checks a launch of the kernel `name` against this signature and the device's limits. Asks no driver.
     ///
     /// # Errors
     /// `InvalidArgument` that names the argument, what was expected and what came.
@@ -267,8 +267,9 @@ impl KernelSource {
 
 /// Loaded code of one device. Clones are handles to the same code.
 ///
-/// A kernel is immutable and may be launched from any thread, on any stream of its device, any number of times at
-/// once. It is unloaded when the last handle (enqueued launches hold one) is dropped.
+/// 1. [`Device::load`](crate::Device::load) makes it, with the signature that launches are checked against.
+/// 2. It is immutable, and may be launched from any thread, on any stream of its device, any number of times at once.
+/// 3. It is unloaded when the last handle (enqueued launches hold one) is dropped.
 #[derive(Clone)]
 pub struct Kernel(Arc<Inner>);
 
@@ -282,7 +283,7 @@ struct Inner {
 }
 
 impl Kernel {
-    /// Wraps a backend's code. For backends.
+    /// Wraps a backend's code. For backends. `object` unloads it when dropped, which may be on any thread.
     pub fn new(
         device: DeviceId,
         name: impl Into<String>,

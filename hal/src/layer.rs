@@ -6,16 +6,24 @@ use std::sync::Arc;
 /// Makes a device that passes calls on to `inner` and does something of its own beside it: checks, a timeline,
 /// injected failures.
 ///
+/// 1. A program knows a set of layers, of which [`select_layers`] picks those that the user names.
+/// 2. [`Registry::add_layer`](crate::Registry::add_layer) takes them, innermost first.
+/// 3. Every device that is opened from then on is wrapped once by each.
+/// 4. What a layer keeps for a device lives as long as the wrapped device.
+///
 /// Buffers, kernels and events of the inner device are passed through as they are: they carry an id, under which
 /// a layer keeps side tables. Only streams are wrapped. No backend knows of layers.
 pub trait Layer: Send + Sync {
-    /// The name in `HALITE_LAYERS`.
+    /// The name in `HALITE_LAYERS`; always the same.
     fn name(&self) -> &str;
 
-    /// Wraps an opened device.
+    /// Wraps an opened device, whose handle it takes.
+    ///
+    /// Called on the thread that opens, several at once if several open; may block for files, not for work of the
+    /// device.
     ///
     /// # Errors
-    /// Whatever the layer needs and does not find.
+    /// Whatever the layer needs and does not find. The device is then closed again.
     fn wrap(&self, inner: Device) -> Result<Device>;
 }
 

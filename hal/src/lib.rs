@@ -6,6 +6,25 @@
 //!
 //! These types are checked handles. What a backend implements is in [`driver`]; [`null`] is the template for one.
 //!
+//! # What holds for every method
+//!
+//! Methods say where they differ from these rules.
+//!
+//! - **Ownership.** Devices, buffers, streams, events, kernels and command lists are handles: a clone is the same
+//!   object, and the last drop frees it, on any thread, without waiting for enqueued work, which holds what it
+//!   uses. Results are the caller's, and keep alive whatever they need; borrowed arguments are used during the call
+//!   only.
+//! - **Blocking.** Nothing waits for enqueued work or asks a driver. Builders and plain data ([`DeviceInfo`],
+//!   [`Signature`], [`BufferSlice`]) only compute.
+//! - **Order.** Work is ordered by its stream, streams by events. Calls that enqueue nothing stand outside of that
+//!   order.
+//! - **Threads.** Handles are `Send + Sync`, and their methods may be called from any thread, from several at once
+//!   too. Inside of a native kernel, nothing may wait for work of the same device: what would have to wait is an
+//!   `InvalidArgument` there.
+//! - **Errors.** An [`Error`] names its device and call. A call that is refused changes nothing. Whatever reaches a
+//!   driver may also fail with `DeviceLost`, from then on for good, and with `Backend` for a code that fits no
+//!   other kind.
+//!
 //! | noun | file | | noun | file |
 //! | --- | --- | --- | --- | --- |
 //! | device | `device.rs` | | kernel, signature | `kernel.rs`, `native.rs`, `builtin.rs` |

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 /// The body of a native kernel: called once per workgroup, possibly from many threads at once.
 ///
-/// An error string, like a panic, poisons the stream and is reported as `Fault`.
+/// It returns when the workgroup's work is done, and may not wait for work of its own device: handles refuse that
+/// with `InvalidArgument`. An error string, like a panic, poisons the stream and is reported as `Fault`.
 pub type NativeFn = dyn Fn(&mut Workgroup<'_>) -> Result<(), String> + Send + Sync;
 
 /// A Rust function with the signature that its launches are checked against.
@@ -68,6 +69,9 @@ unsafe impl Send for NativeArg {}
 unsafe impl Sync for NativeArg {}
 
 /// What the function sees of its launch: where it is in the grid, its arguments, and scratch memory.
+///
+/// It belongs to the thread that runs the workgroup, for the length of the call. Nothing here blocks. Errors are
+/// strings for the function to pass on: they mean that the kernel does not fit its own signature.
 pub struct Workgroup<'a> {
     index: [u32; 3],
     count: [u32; 3],
@@ -134,7 +138,8 @@ impl<'a> Workgroup<'a> {
     /// A buffer that is only read, as elements.
     ///
     /// # Errors
-    /// When the argument is written by the launch (in-place kernels use [`pointer`](Self::pointer)), or is none of `T`.
+    /// When the argument is written by the launch (in-place kernels use [`pointer`](Self::pointer)), or is none of
+    /// `T`.
     pub fn read<T: Element>(&self, arg: usize) -> Result<&'a [T], String> {
         let (ptr, len, access) = self.elements::<T>(arg)?;
         if access != Access::Read || self.in_place {

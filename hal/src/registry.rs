@@ -27,6 +27,9 @@ pub struct Discovery {
 /// 1. Register backends; nothing is probed yet.
 /// 2. [`probe`](Self::probe) lists devices and absences.
 /// 3. [`open`](Self::open) gives a device by name, inside the chosen layers.
+/// 4. Dropping it closes no device: each is owned by its handles.
+///
+/// It may be shared by threads once it is set up. Nothing is cached here, so devices that come or go are seen.
 #[derive(Default)]
 pub struct Registry {
     backends: Vec<Arc<dyn driver::Backend>>,
@@ -39,7 +42,7 @@ impl Registry {
         Self::default()
     }
 
-    /// Adds a backend.
+    /// Adds a backend, without asking it for devices.
     ///
     /// # Errors
     /// `InvalidArgument` when one of that name is there already.
@@ -64,7 +67,9 @@ impl Registry {
         self.backends.iter().map(|backend| backend.name())
     }
 
-    /// Asks every backend for its devices. May load driver libraries, and so block.
+    /// Asks every backend for its devices, in order of registration.
+    ///
+    /// May load driver libraries, and so block. A backend's error is an entry in [`Discovery::absent`].
     pub fn probe(&self) -> Discovery {
         let mut discovery = Discovery::default();
         for backend in &self.backends {
@@ -84,11 +89,14 @@ impl Registry {
         discovery
     }
 
-    /// Opens the device named `name`: `cpu`, `npu:0`.
+    /// Opens the device named `name`: `cpu`, `npu:0`. May load driver libraries, and so block.
+    ///
+    /// Every call opens: whether two openings share memory and threads is the backend's choice. Keep and clone the
+    /// handle.
     ///
     /// # Errors
     /// `InvalidArgument` for a name that is none, `Unavailable` when no such device is there (says which are, or
-    /// why its backend is absent), or the driver's failure.
+    /// why its backend is absent), or the failure of the driver or of a layer.
     pub fn open(&self, name: &str) -> Result<Device> {
         self.open_id(&name.parse()?)
     }
@@ -114,8 +122,11 @@ impl Registry {
 
     /// Opens the device that `rank` values most; the first of equals.
     ///
+    /// Blocks as [`probe`](Self::probe) and [`open`](Self::open) do; `rank` is called on this thread, once for each
+    /// device.
+    ///
     /// # Errors
-    /// `Unavailable` when no backend has a device, or the driver's failure.
+    /// `Unavailable` when no backend has a device, or the failure of the driver or of a layer.
     pub fn open_best(&self, rank: impl Fn(&DeviceInfo) -> u64) -> Result<Device> {
         let discovery = self.probe();
         let best = discovery.devices.iter().rev().max_by_key(|info| rank(info)).ok_or_else(|| {

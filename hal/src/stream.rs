@@ -14,13 +14,16 @@ use std::time::Duration;
 /// 2. Everything enqueued runs in order. Nothing here waits for another stream, and there is no order between
 ///    streams but by [`record`](Self::record) and [`wait`](Self::wait); that two streams progress at the same time
 ///    is not promised.
-/// 3. Enqueueing does not block, except in methods whose name says so. Enqueued work holds what it uses.
+/// 3. Enqueueing does not block, except in methods whose name says so; at most a short copy is done on the spot when
+///    nothing is before it. Enqueued work holds what it uses, so the caller may drop its handles at once.
 /// 4. After a failure the stream is *poisoned*: what is enqueued is skipped, and `synchronize` and events report
 ///    the first failure until [`reset`](Self::reset).
 /// 5. When the last handle is dropped, enqueued work still runs to its end.
 ///
-/// Every method may be called from any thread; calls from several threads are enqueued in some order.
-/// Arguments are checked here, so errors of kind `InvalidArgument` never poison.
+/// Every method may be called from any thread; calls from several threads are enqueued in some order. Arguments are
+/// checked here, so a call that is refused enqueues nothing and does not poison. Blocking methods called by a
+/// native kernel of the same device fail with `InvalidArgument` when they would have to wait; `DeviceLost` may come
+/// from all.
 #[derive(Clone)]
 pub struct Stream(Arc<Inner>);
 
@@ -35,7 +38,7 @@ impl Stream {
         Self(Arc::new(Inner { id: fresh_id(), device, stream }))
     }
 
-    /// A number that no other object of this process has had.
+    /// A number that no other object of this process has had; the same for all clones.
     pub fn id(&self) -> u64 {
         self.0.id
     }
@@ -45,7 +48,9 @@ impl Stream {
         &self.0.device
     }
 
-    /// Copies owned bytes to the device.
+    /// Copies owned bytes to the device, behind everything enqueued; does not block.
+    ///
+    /// The stream holds the bytes until they have been read. [`HostBytes`] from an `Arc` are not copied aside.
     ///
     /// # Errors
     /// `InvalidArgument` when lengths differ or the buffer is of another device; the stream's failure if poisoned.
@@ -55,19 +60,24 @@ impl Stream {
         self.name("stream.write", self.0.stream.write(dst, src))
     }
 
-    /// Copies borrowed bytes to the device. Blocks until they are no longer needed, not until they have arrived.
+    /// Copies borrowed bytes to the device, behind everything enqueued.
+    ///
+    /// Blocks until they are no longer needed, which may be before they have arrived.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As [`write`](Self::write); when it had to wait, also the first failure of the work up to the copy.
     pub fn write_blocking(&self, dst: &BufferSlice, src: &[u8]) -> Result<()> {
         self.check_len(dst, src.len(), "stream.write_blocking")?;
         self.name("stream.write_blocking", self.0.stream.write_blocking(dst, src))
     }
 
-    /// Copies from the device, in order with the stream's other work, into memory that the result owns.
+    /// Copies from the device, behind everything enqueued, into memory that the result owns; does not block.
+    ///
+    /// The result may be dropped early: the copy then goes on into memory that the stream holds.
     ///
     /// # Errors
-    /// `InvalidArgument` when the buffer is of another device; the stream's failure if poisoned.
+    /// `InvalidArgument` when the buffer is of another device; `OutOfMemory` when the driver has no further event;
+    /// the stream's failure if poisoned. A failure of the copy arrives at [`PendingRead::wait`].
     pub fn read(&self, src: &BufferSlice) -> Result<PendingRead> {
         const CALL: &str = "stream.read";
         self.check_device(src, CALL)?;
@@ -79,16 +89,17 @@ impl Stream {
         Ok(PendingRead::new(target, self.record()?))
     }
 
-    /// Copies from the device into borrowed memory. Blocks until it is there.
+    /// Copies from the device into borrowed memory, behind everything enqueued. Blocks until it is there.
     ///
     /// # Errors
-    /// As [`read`](Self::read), and when lengths differ. `dst` is unspecified after a failure.
+    /// `InvalidArgument` when lengths differ or the buffer is of another device; the first failure of the work up
+    /// to the copy. After a failure `dst` is unspecified, and nothing writes to it any more.
     pub fn read_blocking(&self, src: &BufferSlice, dst: &mut [u8]) -> Result<()> {
         self.check_len(src, dst.len(), "stream.read_blocking")?;
         self.name("stream.read_blocking", self.0.stream.read_blocking(src, dst))
     }
 
-    /// Copies within the device.
+    /// Copies within the device, behind everything enqueued; does not block.
     ///
     /// # Errors
     /// `InvalidArgument` when lengths differ, the ranges overlap, or one is of another device; the stream's
@@ -101,7 +112,7 @@ impl Stream {
         self.name(CALL, self.0.stream.copy(dst, src))
     }
 
-    /// Repeats `pattern`, of 1, 2, 4 or 8 bytes, over the range.
+    /// Repeats `pattern`, of 1, 2, 4 or 8 bytes, over the range, behind everything enqueued; does not block.
     ///
     /// # Errors
     /// `InvalidArgument` when the pattern has another length or does not divide the range's length or offset; the
@@ -113,7 +124,10 @@ impl Stream {
         self.name(CALL, self.0.stream.fill(dst, pattern))
     }
 
-    /// Runs `kernel` over `grid` workgroups; a grid with a zero does nothing.
+    /// Runs `kernel` over `grid` workgroups, behind everything enqueued; a grid with a zero does nothing.
+    ///
+    /// Does not block. The workgroups run in any order and at the same time, and see each other's writes when the
+    /// launch is over. The stream holds the kernel and the buffers until then.
     ///
     /// # Errors
     /// `InvalidArgument` when the arguments do not fit [`Kernel::signature`] or the grid exceeds a limit; the
@@ -127,18 +141,24 @@ impl Stream {
         self.name(CALL, self.0.stream.launch(kernel, grid, args))
     }
 
-    /// Replays recorded commands with these buffers and scalars in the list's slots.
+    /// Replays recorded commands, in their order, with these buffers and scalars in the list's slots.
+    ///
+    /// Does not block. The stream holds the list and the bindings until the work is over. Commands that other threads
+    /// enqueue meanwhile may come between those of the list.
     ///
     /// # Errors
-    /// `InvalidArgument` when the bindings do not fit the slots or a launch's signature; the stream's failure if
-    /// poisoned. Nothing is enqueued when an argument is wrong.
+    /// `InvalidArgument` when the bindings do not fit the slots or a launch's signature, and then nothing is
+    /// enqueued; the stream's failure if poisoned. A built-in whose binding is shorter than its layout may fail as
+    /// enqueued work.
     pub fn replay(&self, list: &CommandList, buffers: &[Binding], scalars: &[Scalar]) -> Result<()> {
         const CALL: &str = "stream.replay";
         list.check(self, buffers, scalars).map_err(|e| self.named(e, CALL))?;
         self.name(CALL, self.0.stream.replay(list, buffers, scalars))
     }
 
-    /// A new event behind everything enqueued so far.
+    /// A new event behind everything enqueued so far; does not block.
+    ///
+    /// The caller owns it, and may drop it at any time.
     ///
     /// # Errors
     /// `DeviceLost`, `OutOfMemory`. A poisoned stream still records: its event reports the failure.
@@ -149,10 +169,10 @@ impl Stream {
 
     /// Holds everything enqueued later back until `event` is done. Does not block the caller.
     ///
-    /// A failure before the event poisons this stream too.
+    /// The stream holds the event until then. A failure before the event poisons this stream too.
     ///
     /// # Errors
-    /// `InvalidArgument` for an event of another device.
+    /// `InvalidArgument` for an event of another device. A poisoned stream may answer with its failure.
     pub fn wait(&self, event: &Event) -> Result<()> {
         const CALL: &str = "stream.wait";
         if event.device() != self.device().id() {
@@ -162,10 +182,10 @@ impl Stream {
         self.name(CALL, self.0.stream.wait(event))
     }
 
-    /// Blocks until everything enqueued before the call is done.
+    /// Blocks until everything enqueued before the call is over, without limit. Other threads may enqueue meanwhile.
     ///
     /// # Errors
-    /// The first failure since creation or the last [`reset`](Self::reset).
+    /// The first failure since creation or the last [`reset`](Self::reset); it stays until a reset.
     pub fn synchronize(&self) -> Result<()> {
         self.name("stream.synchronize", self.0.stream.synchronize(None))
     }
@@ -173,12 +193,15 @@ impl Stream {
     /// As [`synchronize`](Self::synchronize), with a time limit.
     ///
     /// # Errors
-    /// `Timeout` when the limit is reached first; the work goes on.
+    /// As [`synchronize`](Self::synchronize), and `Timeout` when the limit is reached first; the work goes on.
     pub fn synchronize_timeout(&self, timeout: Duration) -> Result<()> {
         self.name("stream.synchronize", self.0.stream.synchronize(Some(timeout)))
     }
 
-    /// Blocks until what is enqueued has run or been skipped, and forgets the failure.
+    /// Blocks until what is enqueued has run or been skipped, and forgets the failure; without one, it only waits.
+    ///
+    /// Events that stand for failed work keep their failure. What other threads enqueue meanwhile may be skipped or
+    /// run.
     ///
     /// # Errors
     /// `DeviceLost`, which no reset mends.

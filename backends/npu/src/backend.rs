@@ -14,9 +14,9 @@ const NAME: &str = "npu";
 
 /// The backend `npu`.
 ///
-/// A search goes through, in this order: an explicit file (then nothing else is looked at), the files and folders in
-/// `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it, also under the hashed name that
-/// Cargo gives it as a dependency from a registry or a repository.
+/// A search goes through, in this order: an explicit file (then nothing else is looked at), the files and folders
+/// in `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it, also under the hashed
+/// name that Cargo gives it as a dependency from a registry or a repository.
 #[derive(Debug)]
 pub struct NpuBackend {
     search: Search,
@@ -78,11 +78,14 @@ impl NpuBackend {
         self
     }
 
-    /// Searches and loads. Files that the user named must be plugins; others that are none are left out and logged.
+    /// Searches and loads, and so may block.
+    ///
+    /// Files that the user named must be plugins; others that are none are left out and logged. A plugin that is
+    /// loaded stays so until the process ends; searching again finds it without loading.
     ///
     /// # Errors
-    /// `Unavailable` when there is none, or a named file is not there; `BadFormat` and `AbiMismatch` for a file that is
-    /// no plugin of this version.
+    /// `Unavailable` when there is none, or a named file is not there; `BadFormat` and `AbiMismatch` for a file
+    /// that is no plugin of this version.
     pub fn plugins(&self) -> Result<Vec<PluginInfo>> {
         let info = |library: &Library| PluginInfo {
             path: library.path.clone(),
