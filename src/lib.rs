@@ -23,6 +23,7 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
 mod session;
+pub mod tune;
 
 pub use halite_hal as hal;
 pub use halite_npu_isa as isa;

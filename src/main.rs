@@ -7,6 +7,8 @@ use halite::cli::devices::{DeviceEntry, DeviceList, DevicesArgs};
 use halite::cli::profile;
 use halite::cli::profile::{EffectiveProfile, ProfileArgs, ProfileCommand, ProfileValue, ShowArgs};
 use halite::cli::select::{position_of, select_devices};
+use halite::cli::tune as cli_tune;
+use halite::cli::tune::{TuneArgs, TuneProgress};
 use halite::cli::{Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, UsageError, output};
 use halite::demo::digits::Digits;
 use halite::demo::network::{Cnn, CnnConfig};
@@ -14,6 +16,7 @@ use halite::demo::page;
 use halite::demo::progress::Progress;
 use halite::demo::report::UnavailableBackend;
 use halite::demo::run::{Candidate, Options, run};
+use halite::tune::SaveError;
 use halite::{DType, Session};
 use std::process::ExitCode;
 
@@ -58,6 +61,7 @@ fn dispatch(cli: Cli) -> Result<u8, Stop> {
         Command::Profile(ProfileArgs { command: ProfileCommand::Show(args) }) => {
             show_profile(&session, &args)
         }
+        Command::Tune(args) => tune(&session, &args),
         _ => Err(Stop {
             message: "this build does not know the command; see 'halite --help'".into(),
             code: EXIT_USAGE,
@@ -173,6 +177,35 @@ fn show_profile(session: &Session, args: &ShowArgs) -> Result<u8, Stop> {
         profile::to_table(&effective, output::columns())
     };
     output::print(&text)?;
+    Ok(EXIT_SUCCESS)
+}
+
+fn tune(session: &Session, args: &TuneArgs) -> Result<u8, Stop> {
+    let found = session.discover();
+    let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
+    let position = position_of(&resolve(session, &args.device)?, &ids, &unavailable(&found))?;
+    let options = halite::tune::Options { op: args.op.clone(), budget: args.budget };
+    let progress = TuneProgress::new();
+    let tuning = halite::tune::tune(session, &ids[position], &options, &mut |step| progress.show(step))?;
+    progress.finish();
+    let saved = if args.dry_run {
+        None
+    } else {
+        let path = tuning.save(session.profile_folder(), args.output.as_deref());
+        let code = |error: &SaveError| if error.is_usage() { EXIT_USAGE } else { EXIT_FAILURE };
+        Some(path.map_err(|error| Stop { message: error.to_string(), code: code(&error) })?)
+    };
+    let text = if args.json {
+        format!("{}\n", cli_tune::to_json(&tuning, saved.as_deref()))
+    } else {
+        cli_tune::to_table(&tuning, output::columns())
+    };
+    output::print(&text)?;
+    match &saved {
+        Some(path) => eprintln!("profile written to {}", path.display()),
+        None if !args.json => output::print(&format!("\n{}", tuning.profile_text()))?,
+        None => {}
+    }
     Ok(EXIT_SUCCESS)
 }
 

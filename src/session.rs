@@ -5,7 +5,7 @@ use halite_ops::lower::KernelVariant;
 use halite_ops::{Catalog, DType, Engine};
 use halite_profiles::{DeviceFacts, Profile, ProfileSet, SearchPath};
 #[cfg(feature = "npu")]
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The environment variable that names layers around every device.
@@ -120,8 +120,10 @@ impl SessionBuilder {
         for variant in self.variants {
             catalog.register(variant)?;
         }
-        let profiles = ProfileSet::load(&self.profiles.unwrap_or_else(SearchPath::from_env))?;
-        Ok(Session { registry, profiles, catalog, fallback: Mutex::default() })
+        let path = self.profiles.unwrap_or_else(SearchPath::from_env);
+        let profiles = ProfileSet::load(&path)?;
+        let profile_folder = path.user_folder().map(Path::to_owned);
+        Ok(Session { registry, profiles, catalog, profile_folder, fallback: Mutex::default() })
     }
 }
 
@@ -167,6 +169,7 @@ pub struct Session {
     registry: Registry,
     profiles: ProfileSet,
     catalog: Catalog,
+    profile_folder: Option<PathBuf>,
     /// The CPU's engine, which other engines fall back to.
     fallback: Mutex<Option<Engine>>,
 }
@@ -193,6 +196,16 @@ impl Session {
     /// The profiles that were read.
     pub fn profiles(&self) -> &ProfileSet {
         &self.profiles
+    }
+
+    /// Where this user's profiles lie, whether the folder exists or not; `None` where the platform names none.
+    pub fn profile_folder(&self) -> Option<&Path> {
+        self.profile_folder.as_deref()
+    }
+
+    /// The kernel variants to choose from.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// The profile that matches a device best.

@@ -466,6 +466,8 @@ pub struct KernelVariant {
     pub format: String,
     /// Device features that it needs.
     pub requires: Vec<String>,
+    /// Sizes that tuning tries, beside those of the device's profile.
+    pub candidates: Vec<Parameters>,
     /// Turns a request into launches.
     pub lower: Arc<LowerFn>,
 }
@@ -484,8 +486,16 @@ impl KernelVariant {
             name: name.to_owned(),
             format: format.to_owned(),
             requires: requires.iter().map(|&feature| feature.to_owned()).collect(),
+            candidates: Vec::new(),
             lower: Arc::new(lower),
         }
+    }
+
+    /// The same with sizes for tuning to try.
+    #[must_use]
+    pub fn with_candidates(mut self, candidates: impl IntoIterator<Item = Parameters>) -> Self {
+        self.candidates = candidates.into_iter().collect();
+        self
     }
 }
 

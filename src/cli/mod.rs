@@ -9,6 +9,7 @@ pub mod devices;
 pub mod output;
 pub mod profile;
 pub mod select;
+pub mod tune;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -48,6 +49,8 @@ pub enum Command {
     Devices(devices::DevicesArgs),
     /// Look at the profiles that choose kernels
     Profile(profile::ProfileArgs),
+    /// Find the fastest kernels of a device, and write a profile that chooses them
+    Tune(tune::TuneArgs),
 }
 
 impl Cli {
@@ -63,6 +66,7 @@ impl Cli {
             Some(Command::Demo(demo)) => &demo.plugins,
             Some(Command::Devices(devices)) => &devices.plugins,
             Some(Command::Profile(profile)) => profile.plugins(),
+            Some(Command::Tune(tune)) => &tune.plugins,
         }
     }
 }

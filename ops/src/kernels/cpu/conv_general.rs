@@ -25,6 +25,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, conv, request)
         })
+        .with_candidates(super::dot_general::tiles())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
 }

@@ -27,8 +27,17 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, dot, request)
         })
+        .with_candidates(tiles())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
+}
+
+/// Blockings for tuning to try: `[mc, nc, kc]`, from what fits a small first-level cache to what fills a large second.
+pub(crate) fn tiles() -> Vec<Parameters> {
+    let [mc, nc, kc] = [[72, 144, 288], [256, 512, 1024], [128, 256, 512]];
+    let every =
+        mc.into_iter().flat_map(|m| nc.into_iter().flat_map(move |n| kc.into_iter().map(move |k| [m, n, k])));
+    every.map(|tile| Parameters::default().with_tile(tile)).collect()
 }
 
 /// The profile's blocking.

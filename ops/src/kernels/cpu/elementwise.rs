@@ -29,6 +29,7 @@ use super::{requirements, supports};
 use crate::cluster::{Cluster, Step, StepOp, View};
 use crate::lower::{KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Signature, Workgroup};
+use halite_profiles::Parameters;
 use lanes::LANES;
 use machine::Machine;
 use program::{Outputs, Program};
@@ -88,6 +89,11 @@ impl Rep {
     }
 }
 
+/// Points per chunk for tuning to try.
+pub(crate) fn chunks() -> Vec<Parameters> {
+    [128, 256, 512, 1024, 2048, 4096].map(|chunk| Parameters::default().with_chunk(chunk)).to_vec()
+}
+
 /// The variants of `elementwise`, best first.
 pub fn variants() -> Vec<KernelVariant> {
     let of = |isa: Isa| {
@@ -97,6 +103,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, cluster, request)
         })
+        .with_candidates(chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
 }

@@ -63,6 +63,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, reduction, request)
         })
+        .with_candidates(super::elementwise::chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
 }

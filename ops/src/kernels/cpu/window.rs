@@ -29,6 +29,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, window, request)
         })
+        .with_candidates(super::elementwise::chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
 }

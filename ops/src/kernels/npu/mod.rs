@@ -20,16 +20,20 @@ mod window;
 mod tests;
 
 use crate::lower::{KernelOp, KernelVariant, LowerRequest, Lowered, Unservable};
+use halite_profiles::Parameters;
 
 /// Every NPU program variant.
 pub fn variants() -> Vec<KernelVariant> {
     let variant = |op: &str, name: &str| KernelVariant::new(op, name, emit::FORMAT, &[], lower);
+    let tiles = || [[64, 128, 64], [128, 128, 128], [128, 256, 64], [256, 128, 64]];
+    let tiles = || tiles().map(|tile| Parameters::default().with_tile(tile));
+    let chunks = || [1024, 2048, 4096, 8192].map(|chunk| Parameters::default().with_chunk(chunk));
     vec![
-        variant("elementwise", "vector"),
-        variant("reduce", "vector"),
-        variant("dot_general", "cube"),
-        variant("conv_general", "cube_im2col"),
-        variant("window_reduce", "vector"),
+        variant("elementwise", "vector").with_candidates(chunks()),
+        variant("reduce", "vector").with_candidates(chunks()),
+        variant("dot_general", "cube").with_candidates(tiles()),
+        variant("conv_general", "cube_im2col").with_candidates(tiles()),
+        variant("window_reduce", "vector").with_candidates(chunks()),
         variant("pad", "vector"),
     ]
 }
