@@ -30,9 +30,10 @@
 //!   backend: opencl
 //!   device: "Adreno.*750"        # a regular expression, found anywhere in the name; so is `vendor`
 //!   driver: "535.104"            # the driver's version, whole
+//!   compute_units: 6             # as the driver counts them
 //!   features: [fp16]             # each must be present
 //!   priority: 1                  # before the number of criteria; 0 if not given
-//! peak: { f32: 2.77 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }
+//! peak: { f32: 2.77 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }  # dense; tf32: f32 that may round to TF32
 //! source: "where the figures come from"
 //! kernels:
 //!   dot_general:                 # the first entry that fits wins
@@ -50,6 +51,7 @@
 
 #![forbid(unsafe_code)]
 
+mod builtin;
 mod choose;
 mod condition;
 mod error;

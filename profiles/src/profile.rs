@@ -19,6 +19,8 @@ pub struct DeviceFacts {
     pub vendor: String,
     /// The driver's or plugin's version; empty where unknown.
     pub driver_version: String,
+    /// Cores, multiprocessors or the like; 0 where unknown.
+    pub compute_units: u32,
     /// What the device was probed to have: `avx2`, `fp16`, ...
     pub features: Vec<String>,
 }
@@ -30,6 +32,7 @@ impl From<&DeviceInfo> for DeviceFacts {
             device_name: info.name.clone(),
             vendor: info.vendor.clone(),
             driver_version: info.driver_version.clone(),
+            compute_units: info.compute_units,
             features: info.features.clone(),
         }
     }
@@ -109,14 +112,21 @@ impl Profile {
         self.content.criteria.as_ref().is_some_and(|criteria| criteria.accept(facts))
     }
 
-    /// The device's peak in operations per second of this type, where the profile gives it.
+    /// The device's peak in operations per second of this type, where the profile gives it: the fastest unit that
+    /// computes the type as it is, so tensor cores for f16 and bf16 and not for f32.
     pub fn peak_rate(&self, dtype: DType) -> Option<f64> {
-        self.content.peak.get(&dtype).copied()
+        self.content.peak.rates.get(&dtype).copied()
+    }
+
+    /// The device's peak in operations per second on f32 elements whose products may be rounded to TF32, where the
+    /// profile gives it.
+    pub fn peak_tf32_rate(&self) -> Option<f64> {
+        self.content.peak.tf32
     }
 
     /// The peak bandwidth of the device's memory in bytes per second, where the profile gives it.
     pub fn peak_bandwidth(&self) -> Option<f64> {
-        self.content.bandwidth
+        self.content.peak.bandwidth
     }
 
     /// Where the peak rates come from.
@@ -215,6 +225,7 @@ impl Criteria {
             && self.device.as_ref().is_none_or(|device| device.is_match(&facts.device_name))
             && self.vendor.as_ref().is_none_or(|vendor| vendor.is_match(&facts.vendor))
             && self.driver.as_ref().is_none_or(|driver| *driver == facts.driver_version)
+            && self.compute_units.is_none_or(|units| units == facts.compute_units)
             && self.features.iter().all(|feature| facts.features.contains(feature))
     }
 }
@@ -223,13 +234,17 @@ fn content_hash(content: &Content) -> u64 {
     let mut hash = Fnv1a::new();
     // The first text versions the encoding below.
     hash.text("halite-profile-1");
-    hash.number(content.peak.len() as u64);
-    for (dtype, rate) in &content.peak {
+    hash.number(content.peak.rates.len() as u64);
+    for (dtype, rate) in &content.peak.rates {
         hash.text(dtype.name());
         hash.number(rate.to_bits());
     }
     hash.text("bandwidth");
-    hash.number(content.bandwidth.map_or(u64::MAX, f64::to_bits));
+    hash.number(content.peak.bandwidth.map_or(u64::MAX, f64::to_bits));
+    if let Some(rate) = content.peak.tf32 {
+        hash.text("tf32");
+        hash.number(rate.to_bits());
+    }
     hash.text("memory");
     for flag in [content.memory.local_staging, content.memory.host_visible] {
         hash.number(flag.map_or(2, u64::from));
@@ -320,6 +335,7 @@ mod tests {
             ("name: p", "name: p\nfallback: { unsupported: error }"),
             ("name: p", "name: p\npeak: { f32: 1 TFLOP/s }"),
             ("name: p", "name: p\npeak: { memory: 1 GB/s }"),
+            ("name: p", "name: p\npeak: { tf32: 1 TFLOP/s }"),
         ] {
             let changed = BASE.replace(from, to);
             assert_ne!(changed, BASE);

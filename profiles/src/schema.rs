@@ -17,7 +17,8 @@ use crate::yaml::{Node, Section, Value, join, one_line};
 /// The keys of a profile, in the order in which it is shown.
 pub(crate) const PROFILE_KEYS: [&str; 9] =
     ["name", "extends", "match", "peak", "source", "kernels", "memory", "accumulate", "fallback"];
-const MATCH_KEYS: [&str; 6] = ["backend", "device", "vendor", "driver", "features", "priority"];
+const MATCH_KEYS: [&str; 7] =
+    ["backend", "device", "vendor", "driver", "compute_units", "features", "priority"];
 const ENTRY_KEYS: [&str; 8] = ["variant", "when", "tile", "threads", "chunk", "stages", "split_k", "unroll"];
 /// The keys of a kernel entry that hold one positive integer.
 const INTEGER_KEYS: [&str; 4] = ["chunk", "stages", "split_k", "unroll"];
@@ -29,15 +30,23 @@ pub(crate) struct Content {
     pub(crate) name: String,
     pub(crate) extends: Option<String>,
     pub(crate) criteria: Option<Criteria>,
-    /// Operations per second.
-    pub(crate) peak: BTreeMap<DType, f64>,
-    /// Bytes per second.
-    pub(crate) bandwidth: Option<f64>,
+    pub(crate) peak: Peak,
     pub(crate) source: Option<String>,
     pub(crate) kernels: BTreeMap<String, Vec<KernelEntry>>,
     pub(crate) memory: MemoryPolicy,
     pub(crate) accumulate: BTreeMap<DType, DType>,
     pub(crate) fallback: Fallback,
+}
+
+/// `peak`: the rates that no program exceeds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Peak {
+    /// Operations per second by element type.
+    pub(crate) rates: BTreeMap<DType, f64>,
+    /// Operations per second on f32 elements whose products are rounded to TF32; no type of its own.
+    pub(crate) tf32: Option<f64>,
+    /// Bytes per second of the device's memory.
+    pub(crate) bandwidth: Option<f64>,
 }
 
 /// `match`: what a device must be for the profile to apply.
@@ -47,6 +56,7 @@ pub(crate) struct Criteria {
     pub(crate) device: Option<Regex>,
     pub(crate) vendor: Option<Regex>,
     pub(crate) driver: Option<String>,
+    pub(crate) compute_units: Option<u32>,
     pub(crate) features: Vec<String>,
     pub(crate) priority: i64,
 }
@@ -242,6 +252,7 @@ impl Criteria {
             + usize::from(self.device.is_some())
             + usize::from(self.vendor.is_some())
             + usize::from(self.driver.is_some())
+            + usize::from(self.compute_units.is_some())
             + self.features.len()
     }
 }
@@ -250,13 +261,11 @@ impl Content {
     /// Reads a profile's tree, before or after it has inherited.
     pub(crate) fn read(node: &Node) -> Result<Self> {
         let top = Section::open(node, "", "the profile", &PROFILE_KEYS, "name: my-device")?;
-        let (peak, bandwidth) = top.optional("peak", peak)?.unwrap_or_default();
         Ok(Self {
             name: top.required("name", "my-device", |node, key| node.text(key, "my-device"))?.to_owned(),
             extends: top.optional("extends", |node, key| node.text(key, "cpu"))?.map(str::to_owned),
             criteria: top.optional("match", criteria)?,
-            peak,
-            bandwidth,
+            peak: top.optional("peak", peak)?.unwrap_or_default(),
             source: top
                 .optional("source", |node, key| node.text(key, "data sheet, page 3"))?
                 .map(str::to_owned),
@@ -280,6 +289,7 @@ fn criteria(node: &Node, path: &str) -> Result<Criteria> {
         device: section.optional("device", pattern)?,
         vendor: section.optional("vendor", pattern)?,
         driver: section.optional("driver", |node, key| node.text(key, "535.104"))?.map(str::to_owned),
+        compute_units: section.optional("compute_units", Node::count)?,
         features: features.unwrap_or_default(),
         priority: section.optional("priority", Node::integer)?.unwrap_or(0),
     };
@@ -304,10 +314,10 @@ fn pattern(node: &Node, key: &str) -> Result<Regex> {
     })
 }
 
-fn peak(node: &Node, path: &str) -> Result<(BTreeMap<DType, f64>, Option<f64>)> {
+fn peak(node: &Node, path: &str) -> Result<Peak> {
     const EXAMPLE: &str = "{ f32: 2.77 TFLOP/s, memory: 77 GB/s }";
     let dtypes = numeric_dtypes();
-    let accepted: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).chain(["memory"]).collect();
+    let accepted: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).chain(["tf32", "memory"]).collect();
     let section = Section::open(node, path, path, &accepted, EXAMPLE)?;
     let mut rates = BTreeMap::new();
     for dtype in dtypes {
@@ -316,8 +326,11 @@ fn peak(node: &Node, path: &str) -> Result<(BTreeMap<DType, f64>, Option<f64>)> 
             rates.insert(dtype, rate);
         }
     }
-    let bandwidth = section.optional("memory", |node, key| node.quantity(key, Unit::Bandwidth))?;
-    Ok((rates, bandwidth))
+    Ok(Peak {
+        rates,
+        tf32: section.optional("tf32", |node, key| node.quantity(key, Unit::Flops))?,
+        bandwidth: section.optional("memory", |node, key| node.quantity(key, Unit::Bandwidth))?,
+    })
 }
 
 fn kernels(node: &Node, path: &str) -> Result<BTreeMap<String, Vec<KernelEntry>>> {
@@ -436,8 +449,8 @@ mod tests {
         let content = read(concat!(
             "name: adreno-750\n",
             "extends: opencl-mobile\n",
-            "match: { backend: opencl, device: \"Adreno.*750\", vendor: QUALCOMM, features: [fp16], priority: -1 }\n",
-            "peak: { f32: 2.77 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }\n",
+            "match: { backend: opencl, device: \"Adreno.*750\", vendor: QUALCOMM, compute_units: 6, features: [fp16], priority: -1 }\n",
+            "peak: { f32: 2.77 TFLOP/s, tf32: 9 TFLOP/s, i8: 11 TOP/s, memory: 77 GB/s }\n",
             "source: \"where the numbers come from\"\n",
             "kernels:\n",
             "  matmul:\n",
@@ -453,9 +466,9 @@ mod tests {
             ("adreno-750", Some("opencl-mobile"))
         );
         let criteria = content.criteria.expect("the profile has 'match'");
-        assert_eq!((criteria.count(), criteria.priority), (4, -1));
-        assert_eq!(content.peak.get(&DType::I8), Some(&11e12));
-        assert_eq!(content.bandwidth, Some(77e9));
+        assert_eq!((criteria.count(), criteria.priority), (5, -1));
+        assert_eq!(content.peak.rates.get(&DType::I8), Some(&11e12));
+        assert_eq!((content.peak.tf32, content.peak.bandwidth), (Some(9e12), Some(77e9)));
         let entries = &content.kernels["matmul"];
         assert_eq!(entries[0].variant(), "tiled_vec4");
         assert_eq!(entries[0].when().map(ToString::to_string).as_deref(), Some("m >= 64"));
@@ -558,6 +571,16 @@ mod tests {
                 "name: a\npeak:\n  memory: 77 GB\n".to_owned(),
                 "gpu.yaml:3: peak.memory: '77 GB' has the unit 'GB', which is not a bandwidth; use one of B/s, \
                  KB/s, MB/s, GB/s, TB/s, KiB/s, MiB/s, GiB/s, TiB/s",
+            ),
+            (
+                "name: a\npeak:\n  tf32: 1 TOP/s\n".to_owned(),
+                "gpu.yaml:3: peak.tf32: '1 TOP/s' has the unit 'TOP/s', which is not a rate of floating-point \
+                 operations; did you mean 'FLOP/s'?",
+            ),
+            (
+                "name: a\nmatch:\n  compute_units: 0\n".to_owned(),
+                "gpu.yaml:3: match.compute_units is the number 0, expected an integer from 1 to 4294967295; \
+                 write for example '64'",
             ),
             (
                 "name: a\npeak:\n  f33: 1 TFLOP/s\n".to_owned(),

@@ -3,20 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::builtin::BUILTIN;
 use crate::error::{Error, Result};
 use crate::location::{BUILTIN_PREFIX, Location};
 use crate::profile::{DeviceFacts, Profile};
 use crate::schema::Content;
 use crate::search::{SearchPath, SourceFile};
 use crate::yaml::{self, Node};
-
-const BUILTIN: [(&str, &str); 5] = [
-    ("cpu.yaml", include_str!("../builtin/cpu.yaml")),
-    ("cpu-avx2.yaml", include_str!("../builtin/cpu-avx2.yaml")),
-    ("cpu-avx512.yaml", include_str!("../builtin/cpu-avx512.yaml")),
-    ("npu.yaml", include_str!("../builtin/npu.yaml")),
-    ("npu-halite-emulator.yaml", include_str!("../builtin/npu-halite-emulator.yaml")),
-];
 
 /// All profiles that were found, with inheritance resolved.
 #[derive(Debug, Clone)]
@@ -63,8 +56,8 @@ impl ProfileSet {
 
     fn from_folders(folders: &[Vec<SourceFile>]) -> Result<Self> {
         let mut definitions: Vec<Definition> = Vec::new();
-        for (name, text) in BUILTIN {
-            definitions.push(define(text, &format!("{BUILTIN_PREFIX}{name}"))?);
+        for (file, text) in BUILTIN {
+            definitions.push(define(text, &format!("{BUILTIN_PREFIX}{file}"))?);
         }
         for folder in folders {
             let begin = definitions.len();
@@ -196,6 +189,7 @@ mod tests {
     fn facts(backend: &str, device_name: &str, features: &[&str]) -> DeviceFacts {
         DeviceFacts {
             driver_version: "1.2".to_owned(),
+            compute_units: 8,
             backend: backend.to_owned(),
             device_name: device_name.to_owned(),
             vendor: "ACME Corporation".to_owned(),
@@ -209,71 +203,6 @@ mod tests {
 
     fn failure(files: &[(&str, &str)]) -> String {
         ProfileSet::from_texts(files.iter().copied()).expect_err("the files are wrong").to_string()
-    }
-
-    #[test]
-    fn builtin_profiles_match_their_devices() {
-        let set = ProfileSet::builtin();
-        let avx512 = ["sse2", "avx2", "fma", "avx512f", "avx512bw"];
-        for (backend, device, features, expected) in [
-            ("cpu", "", [].as_slice(), "cpu"),
-            ("cpu", "x", &["avx2"], "cpu"),
-            ("cpu", "x", &["avx2", "fma"], "cpu-avx2"),
-            ("cpu", "x", &["avx512f"], "cpu"),
-            ("cpu", "x", &avx512, "cpu-avx512"),
-            ("npu", "Ascend910B", &[], "npu"),
-            ("npu", "Halite NPU emulator (davinci-like)", &[], "npu-halite-emulator"),
-        ] {
-            assert_eq!(selected(&set, &facts(backend, device, features)), expected, "{backend} {features:?}");
-        }
-        assert_eq!(
-            selected(&set, &facts("tpu", "T1", &[])),
-            "no profile matches the device 'T1' of backend 'tpu'; write one with 'match: { backend: tpu }' and \
-             name its folder in HALITE_PROFILE_PATH"
-        );
-    }
-
-    #[test]
-    fn builtin_profiles_are_complete() {
-        let set = ProfileSet::builtin();
-        for profile in set.iter() {
-            assert!(profile.is_builtin(), "{}", profile.name());
-            for op in ["dot_general", "conv_general", "elementwise"] {
-                let entries = profile.kernel_entries(op);
-                let last = entries.last().unwrap_or_else(|| panic!("{} has no {op}", profile.name()));
-                assert!(last.when().is_none(), "{} {op}: the last entry must always fit", profile.name());
-                for entry in entries {
-                    let parameters = entry.parameters();
-                    let sized = parameters.tile().is_some_and(|tile| tile.len() == 3);
-                    assert!(sized || parameters.int("chunk").is_some(), "{} {op}", profile.name());
-                }
-            }
-        }
-        let names: Vec<&str> = set.iter().map(|profile| profile.name()).collect();
-        assert_eq!(names, ["cpu", "cpu-avx2", "cpu-avx512", "npu", "npu-halite-emulator"]);
-    }
-
-    #[test]
-    fn the_emulators_peaks_are_those_of_its_machine() {
-        use halite_hal::DType;
-
-        let machine = crate::Machine::builtin();
-        let profile = ProfileSet::builtin().by_name("npu-halite-emulator").expect("built in");
-        let steps = f64::from(machine.cores.cube) * f64::from(machine.cube.m) * f64::from(machine.cube.n);
-        for (dtype, k) in [
-            (DType::F16, machine.cube.k_f16),
-            (DType::BF16, machine.cube.k_bf16),
-            (DType::F32, machine.cube.k_f32),
-            (DType::I8, machine.cube.k_i8),
-        ] {
-            // A multiply-add is two operations.
-            let expected = 2.0 * steps * f64::from(k) * machine.clock_hz;
-            let got = profile.peak_rate(dtype).expect("the profile gives the rate");
-            assert!((got / expected - 1.0).abs() < 1e-12, "{dtype}: {got} {expected}");
-        }
-        let expected = f64::from(machine.cores.cube) * machine.rates.global * machine.clock_hz;
-        let got = profile.peak_bandwidth().expect("the profile gives the bandwidth");
-        assert!((got / expected - 1.0).abs() < 1e-12, "{got} {expected}");
     }
 
     #[test]
@@ -328,6 +257,8 @@ mod tests {
             (vec!["name: u\n"], "cpu-avx512"),
             (vec!["name: u\nmatch: { vendor: ACME }\n"], "u"),
             (vec!["name: u\nmatch: { vendor: Other }\n"], "cpu-avx512"),
+            (vec!["name: u\nmatch: { compute_units: 8 }\n"], "u"),
+            (vec!["name: u\nmatch: { compute_units: 4 }\n"], "cpu-avx512"),
             (vec!["name: u\nextends: cpu-avx2\n"], "u"),
             (
                 vec!["name: u\nmatch: { backend: cpu, device: Big }\n", "name: v\nmatch: { backend: cpu }\n"],
@@ -395,11 +326,6 @@ mod tests {
                 "a.yaml:2: profile 'a' extends 'cpu-avx', which is unknown; did you mean 'cpu-avx2'?",
             ),
             (
-                vec![("a.yaml", "name: a\nextends: something\n")],
-                "a.yaml:2: profile 'a' extends 'something', which is unknown; use one of a, cpu, cpu-avx2, \
-                 cpu-avx512, npu, npu-halite-emulator",
-            ),
-            (
                 vec![("a.yaml", "name: a\n"), ("b.yaml", "# again\nname: a\n")],
                 "b.yaml:2: profile 'a' is already defined at a.yaml:1; rename or remove one of the two",
             ),
@@ -407,8 +333,18 @@ mod tests {
         ] {
             assert_eq!(failure(&files), expected, "{files:?}");
         }
+        let builtin = ProfileSet::builtin();
+        let mut known: Vec<&str> = builtin.iter().map(|profile| profile.name()).chain(["a"]).collect();
+        known.sort_unstable();
         assert_eq!(
-            ProfileSet::builtin().by_name("cpu-avx3").map(|_| ()).map_err(|error| error.to_string()),
+            failure(&[("a.yaml", "name: a\nextends: something\n")]),
+            format!(
+                "a.yaml:2: profile 'a' extends 'something', which is unknown; use one of {}",
+                known.join(", ")
+            )
+        );
+        assert_eq!(
+            builtin.by_name("cpu-avx3").map(|_| ()).map_err(|error| error.to_string()),
             Err("unknown profile 'cpu-avx3'; did you mean 'cpu-avx2'?".to_owned())
         );
     }
