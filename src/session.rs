@@ -4,7 +4,6 @@ use halite_hal::{Device, DeviceInfo, Discovery, ErrorKind, Layer, Registry, driv
 use halite_ops::lower::KernelVariant;
 use halite_ops::{Catalog, DType, Engine};
 use halite_profiles::{DeviceFacts, Profile, ProfileSet, SearchPath};
-#[cfg(feature = "npu")]
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
