@@ -22,6 +22,8 @@
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
+#[cfg(feature = "cli")]
+pub mod selftest;
 mod session;
 pub mod tune;
 

@@ -7,6 +7,8 @@ use halite::cli::devices::{DeviceEntry, DeviceList, DevicesArgs};
 use halite::cli::profile;
 use halite::cli::profile::{EffectiveProfile, ProfileArgs, ProfileCommand, ProfileValue, ShowArgs};
 use halite::cli::select::{position_of, select_devices};
+use halite::cli::selftest as cli_selftest;
+use halite::cli::selftest::{SelftestArgs, SelftestProgress};
 use halite::cli::tune as cli_tune;
 use halite::cli::tune::{TuneArgs, TuneProgress};
 use halite::cli::{Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, UsageError, output};
@@ -16,6 +18,7 @@ use halite::demo::page;
 use halite::demo::progress::Progress;
 use halite::demo::report::UnavailableBackend;
 use halite::demo::run::{Candidate, Options, run};
+use halite::selftest::Report;
 use halite::tune::SaveError;
 use halite::{DType, Session};
 use std::process::ExitCode;
@@ -61,6 +64,7 @@ fn dispatch(cli: Cli) -> Result<u8, Stop> {
         Command::Profile(ProfileArgs { command: ProfileCommand::Show(args) }) => {
             show_profile(&session, &args)
         }
+        Command::Selftest(args) => selftest(&session, &args),
         Command::Tune(args) => tune(&session, &args),
         _ => Err(Stop {
             message: "this build does not know the command; see 'halite --help'".into(),
@@ -178,6 +182,27 @@ fn show_profile(session: &Session, args: &ShowArgs) -> Result<u8, Stop> {
     };
     output::print(&text)?;
     Ok(EXIT_SUCCESS)
+}
+
+fn selftest(session: &Session, args: &SelftestArgs) -> Result<u8, Stop> {
+    let found = session.discover();
+    let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
+    let requested = args.devices.iter().map(|name| resolve(session, name)).collect::<Result<Vec<_>, _>>()?;
+    let mut progress = SelftestProgress::new();
+    let mut reports = Vec::new();
+    for position in select_devices(&requested, &ids, &unavailable(&found))? {
+        let id = &ids[position];
+        let mut show = |suite: &str, case: &str| progress.show(id, suite, case);
+        reports.push(halite::selftest::run(session, id, &args.suites, &mut show)?);
+    }
+    progress.finish();
+    let text = if args.json {
+        format!("{}\n", cli_selftest::to_json(&reports))
+    } else {
+        cli_selftest::to_table(&reports, output::columns())
+    };
+    output::print(&text)?;
+    Ok(if reports.iter().all(Report::succeeded) { EXIT_SUCCESS } else { EXIT_FAILURE })
 }
 
 fn tune(session: &Session, args: &TuneArgs) -> Result<u8, Stop> {

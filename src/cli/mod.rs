@@ -9,6 +9,7 @@ pub mod devices;
 pub mod output;
 pub mod profile;
 pub mod select;
+pub mod selftest;
 pub mod tune;
 
 use clap::error::ErrorKind;
@@ -49,6 +50,8 @@ pub enum Command {
     Devices(devices::DevicesArgs),
     /// Look at the profiles that choose kernels
     Profile(profile::ProfileArgs),
+    /// Check that devices compute what they should
+    Selftest(selftest::SelftestArgs),
     /// Find the fastest kernels of a device, and write a profile that chooses them
     Tune(tune::TuneArgs),
 }
@@ -66,6 +69,7 @@ impl Cli {
             Some(Command::Demo(demo)) => &demo.plugins,
             Some(Command::Devices(devices)) => &devices.plugins,
             Some(Command::Profile(profile)) => profile.plugins(),
+            Some(Command::Selftest(selftest)) => &selftest.plugins,
             Some(Command::Tune(tune)) => &tune.plugins,
         }
     }
