@@ -162,13 +162,17 @@ impl CommandListBuilder {
         let mut buffer_slots = Vec::new();
         let mut scalar_slots = 0;
         for (index, command) in self.commands.iter().enumerate() {
-            let foreign = |id: &DeviceId| {
-                Error::invalid(format!("command {index} uses an object of {id}; record it on that device"))
+            let check_owner = |owner: &DeviceId| {
+                if owner.is_same_opening(device.id()) {
+                    return Ok(());
+                }
+                let owner = owner.beside(device.id());
+                Err(Error::invalid(format!(
+                    "command {index} uses an object of {owner}; record it on that device"
+                )))
             };
             if let RecordedCommand::Launch { kernel, args, .. } = command {
-                if kernel.device() != device.id() {
-                    return Err(foreign(kernel.device()));
-                }
+                check_owner(kernel.device())?;
                 for arg in args {
                     if let RecordedArg::ScalarSlot(slot) = arg {
                         check_slot(index, *slot)?;
@@ -178,10 +182,7 @@ impl CommandListBuilder {
             }
             for range in command.ranges() {
                 match range {
-                    RecordedRange::Fixed(slice) if slice.buffer().device() != device.id() => {
-                        return Err(foreign(slice.buffer().device()));
-                    }
-                    RecordedRange::Fixed(_) => {}
+                    RecordedRange::Fixed(slice) => check_owner(slice.buffer().device())?,
                     RecordedRange::Slot { slot, offset, len } => {
                         let end = offset.checked_add(*len).ok_or_else(|| {
                             Error::invalid(format!("command {index} names bytes beyond the 64-bit range"))
@@ -406,10 +407,11 @@ impl CommandList {
     }
 
     pub(crate) fn check(&self, stream: &Stream, buffers: &[Binding], scalars: &[Scalar]) -> Result<()> {
-        if stream.device().id() != self.device() {
+        let own = stream.device().id();
+        if !self.device().is_same_opening(own) {
             return Err(Error::invalid(format!(
                 "the list was recorded for {}; record it anew",
-                self.device()
+                self.device().beside(own)
             )));
         }
         let expected = (self.0.buffer_slots.len(), self.scalar_slots());
@@ -423,8 +425,9 @@ impl CommandList {
             )));
         }
         for (slot, (binding, needed)) in buffers.iter().zip(&self.0.buffer_slots).enumerate() {
-            if binding.buffer().device() != self.device() {
-                let owner = binding.buffer().device();
+            let owner = binding.buffer().device();
+            if !owner.is_same_opening(own) {
+                let owner = owner.beside(own);
                 return Err(Error::invalid(format!("the buffer bound to slot {slot} is of {owner}")));
             }
             if binding.len_bytes() < *needed {

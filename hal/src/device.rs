@@ -1,24 +1,80 @@
 //! Opened devices: what they can do, and the objects that they make.
 
+use crate::buffer::fresh_id;
 use crate::command_list::{CommandList, CommandListBuilder};
 use crate::{Buffer, DType, Error, ErrorKind, Kernel, KernelSource, Result, Stream, driver};
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
 /// Names one device of this process: a backend and an index, written `cpu:0`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+///
+/// Ids are equal when they name the same device. The id of an opened device, and of all that it makes, also carries
+/// the mark of that opening, by which [`is_same_opening`](Self::is_same_opening) tells it from others of the same
+/// name: of a device that was lost and opened anew, or that its backend opened twice.
+#[derive(Debug, Clone)]
 pub struct DeviceId {
     /// The backend's name: `cpu`, `cuda`, `opencl`, `npu`.
     pub backend: String,
     /// The device's index within the backend, from 0.
     pub index: u32,
+    /// A number that no other opening of this process has; 0 for a mere name.
+    opening: u64,
 }
 
 impl DeviceId {
-    /// The device `index` of `backend`.
+    /// The device `index` of `backend`, opened or not.
     pub fn new(backend: impl Into<String>, index: u32) -> Self {
-        Self { backend: backend.into(), index }
+        Self { backend: backend.into(), index, opening: 0 }
+    }
+
+    /// The same name with the mark of a new opening. For backends: see [`driver::Backend::open`].
+    #[must_use]
+    pub fn opened(self) -> Self {
+        Self { opening: fresh_id(), ..self }
+    }
+
+    /// Whether both are of the same opening of the same device. Mere names are alike if they are equal.
+    pub fn is_same_opening(&self, other: &Self) -> bool {
+        // Marks decide nearly always, so a launch compares no text.
+        self.opening == other.opening && (self.opening != 0 || self == other)
+    }
+
+    /// This id in a message to one who uses `own`: as a name, or as another opening of the same device.
+    pub(crate) fn beside(&self, own: &Self) -> impl fmt::Display {
+        if self == own { format!("another opening of {self}") } else { self.to_string() }
+    }
+
+    fn name(&self) -> (&str, u32) {
+        (&self.backend, self.index)
+    }
+}
+
+impl PartialEq for DeviceId {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for DeviceId {}
+
+impl Hash for DeviceId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl PartialOrd for DeviceId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DeviceId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.name().cmp(&other.name())
     }
 }
 
@@ -73,7 +129,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// The device's name within this process.
+    /// The device's name within this process, with the mark of the opening where it is open.
     pub id: DeviceId,
     /// The product's name, as the driver tells it.
     pub name: String,
@@ -157,9 +213,10 @@ pub enum Health {
 /// An opened device.
 ///
 /// 1. [`Registry::open`](crate::Registry::open) gives one; clones are cheap handles to the same device.
-/// 2. It makes buffers, streams, kernels and command lists. Each belongs to it; passing one to another device is
-///    an `InvalidArgument`.
-/// 3. Should it be lost, that is final: [`health`](Self::health) says why, and calls fail with `DeviceLost`.
+/// 2. It makes buffers, streams, kernels and command lists. Each belongs to it; passing one to another device, or
+///    to another opening of the same one, is an `InvalidArgument`.
+/// 3. Should it be lost, that is final: [`health`](Self::health) says why, and calls fail with `DeviceLost`. Opened
+///    anew, it is another opening, which takes no objects of the lost one.
 /// 4. It is closed when the last handle, the last object made by it and all enqueued work are gone.
 ///
 /// Every method may be called from any thread at any time, and none has an order relative to work on streams. This
@@ -183,7 +240,7 @@ impl Device {
         self.0.info()
     }
 
-    /// The device's name within this process.
+    /// The device's name within this process, with the mark of this opening.
     pub fn id(&self) -> &DeviceId {
         &self.info().id
     }
@@ -298,6 +355,20 @@ impl fmt::Debug for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn openings_of_one_device_are_equal_and_yet_told_apart() {
+        let name = DeviceId::new("cuda", 1);
+        let (first, second) = (name.clone().opened(), name.clone().opened());
+        assert_eq!((&first, first.to_string()), (&second, "cuda:1".to_owned()));
+        assert_eq!(std::collections::HashSet::from([name.clone(), first.clone(), second.clone()]).len(), 1);
+        assert_eq!(first.cmp(&second), Ordering::Equal);
+        assert!(first.is_same_opening(&first.clone()) && name.is_same_opening(&DeviceId::new("cuda", 1)));
+        for other in [&second, &name, &DeviceId::new("cuda", 2)] {
+            assert!(!first.is_same_opening(other) && !other.is_same_opening(&first), "{other:?}");
+        }
+        assert!(!name.is_same_opening(&DeviceId::new("cuda", 2)));
+    }
 
     #[test]
     fn device_id_defaults_to_index_zero_and_rejects_nonsense() {

@@ -50,7 +50,12 @@ pub trait Backend: Send + Sync {
     /// Opens device `index`. May take long.
     ///
     /// Whether a second call gives the same device or another opening of it, with memory accounted apart, is up to
-    /// the backend. The device is closed after the handle and everything made by it have been dropped.
+    /// the backend; a lost device is opened anew. The device is closed after the handle and everything made by it
+    /// have been dropped.
+    ///
+    /// The handles refuse objects of another opening by the mark in `info().id`, so the backend makes that id with
+    /// [`DeviceId::opened`](crate::DeviceId::opened), once for each opening, and gives its clones to all that the
+    /// device makes. Handles to the same opening have the same mark.
     ///
     /// # Errors
     /// `Unavailable` when it is not there; the other kinds of [`probe`](Self::probe); `OutOfMemory` when the driver
@@ -70,7 +75,9 @@ pub trait Backend: Send + Sync {
 /// [`allocate`](Self::allocate) on a full device. Arguments are within the limits of `info`, and sources are of a
 /// format that it accepts and require features that it has.
 pub trait Device: Send + Sync {
-    /// What the device is and can do, as probed. Never changes; returns at once, on a lost device too.
+    /// What the device is and can do, as probed, under an id with the mark of the opening ([`Backend::open`]).
+    ///
+    /// Never changes; returns at once, on a lost device too. A layer answers with the id of the device inside.
     fn info(&self) -> &DeviceInfo;
 
     /// Memory in use and free at this moment; other threads and processes may change it meanwhile.
@@ -145,7 +152,7 @@ pub trait Device: Send + Sync {
 /// `synchronize` and `reset` wait for work; called by a native kernel of the same device, where that might never
 /// end, they fail with `InvalidArgument`.
 ///
-/// The handles have checked that ranges, kernels and events belong to this device, that ranges lie in their
+/// The handles have checked that ranges, kernels and events belong to this opening of the device, that ranges lie in their
 /// buffers, that lengths agree and that launches fit their signatures. A call that is refused enqueues nothing and
 /// does not poison.
 pub trait Stream: Send + Sync {

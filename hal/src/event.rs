@@ -67,10 +67,10 @@ impl Event {
     /// when one has failed; `Unsupported` without a clock.
     pub fn elapsed_since(&self, earlier: &Event) -> Result<Duration> {
         let name = |e: crate::Error| e.on_device(self.device()).in_call("event.elapsed_since");
-        if earlier.device() != self.device() {
+        if !earlier.device().is_same_opening(self.device()) {
             return Err(name(crate::Error::invalid(format!(
                 "the earlier event is of {}; devices share no clock",
-                earlier.device()
+                earlier.device().beside(self.device())
             ))));
         }
         self.0.event.elapsed_since(earlier).map_err(name)

@@ -152,8 +152,9 @@ fn check_arg(name: &str, info: &DeviceInfo, index: usize, arg: &Arg, expected: A
     let problem = match (arg, expected) {
         (Arg::Buffer(slice), ArgType::Buffer { dtype, .. }) => {
             let align = info.limits.offset_alignment_bytes.max(dtype.size() as u64);
-            if slice.buffer().device() != &info.id {
-                format!("lies on {}; copy it to {} first", slice.buffer().device(), info.id)
+            let owner = slice.buffer().device();
+            if !owner.is_same_opening(&info.id) {
+                format!("lies on {}; copy it to {} first", owner.beside(&info.id), info.id)
             } else if slice.len_bytes() % dtype.size() as u64 != 0 {
                 format!("has {} bytes, which is no whole number of {dtype}", slice.len_bytes())
             } else if slice.len_bytes() > 0 && slice.offset() % align != 0 {

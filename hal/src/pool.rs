@@ -298,11 +298,11 @@ impl Drop for Allocation {
 
 impl Inner {
     fn allocate(&self, stream: &Stream, len: u64) -> Result<(BufferSlice, Option<usize>)> {
-        if stream.device().id() != self.device.id() {
+        let (owner, own) = (stream.device().id(), self.device.id());
+        if !owner.is_same_opening(own) {
             let message = format!(
-                "the stream is of {}, the pool of {}; use a pool of the stream's device",
-                stream.device().id(),
-                self.device.id()
+                "the stream is of {}, the pool of {own}; use a pool of the stream's device",
+                owner.beside(own)
             );
             return Err(Error::invalid(message));
         }

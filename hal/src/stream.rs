@@ -175,8 +175,9 @@ impl Stream {
     /// `InvalidArgument` for an event of another device. A poisoned stream may answer with its failure.
     pub fn wait(&self, event: &Event) -> Result<()> {
         const CALL: &str = "stream.wait";
-        if event.device() != self.device().id() {
-            let message = format!("the event is of {}; wait for it on the host instead", event.device());
+        let (owner, own) = (event.device(), self.device().id());
+        if !owner.is_same_opening(own) {
+            let message = format!("the event is of {}; wait for it on the host instead", owner.beside(own));
             return Err(self.named(Error::invalid(message), CALL));
         }
         self.name(CALL, self.0.stream.wait(event))
@@ -210,11 +211,12 @@ impl Stream {
     }
 
     pub(crate) fn check_launch(&self, kernel: &Kernel, grid: [u32; 3], args: &[Arg]) -> Result<()> {
-        if kernel.device() != self.device().id() {
+        let (owner, own) = (kernel.device(), self.device().id());
+        if !owner.is_same_opening(own) {
             return Err(Error::invalid(format!(
                 "kernel '{}' was loaded on {}; load it on this device",
                 kernel.name(),
-                kernel.device()
+                owner.beside(own)
             )));
         }
         kernel.signature().check(kernel.name(), self.device().info(), grid, args)
@@ -230,10 +232,11 @@ impl Stream {
     }
 
     fn check_device(&self, slice: &BufferSlice, call: &str) -> Result<()> {
-        if slice.buffer().device() == self.device().id() {
+        let (owner, own) = (slice.buffer().device(), self.device().id());
+        if owner.is_same_opening(own) {
             return Ok(());
         }
-        let message = format!("the buffer is of {}; use a stream of that device", slice.buffer().device());
+        let message = format!("the buffer is of {}; use a stream of that device", owner.beside(own));
         Err(self.named(Error::invalid(message), call))
     }
 

@@ -4,8 +4,8 @@
 use halite_hal::null::{NullBackend, NullConfig, NullDevice};
 use halite_hal::{
     Access, Arg, ArgType, Buffer, CommandList, CommandListBuilder, DType, Device, Error, ErrorKind, Kernel,
-    KernelSource, MemoryKind, NativeKernel, RecordedArg, RecordedCommand, RecordedRange, Result, Scalar,
-    Signature, Stream,
+    KernelSource, MemoryKind, NativeKernel, Pool, PoolConfig, RecordedArg, RecordedCommand, RecordedRange,
+    Result, Scalar, Signature, Stream,
 };
 use std::sync::Arc;
 
@@ -385,6 +385,55 @@ fn lists_are_of_one_device() {
     let binding = bench.foreign.all();
     let message = refusal("stream.replay", bench.stream.replay(&list, &[binding], &[]));
     assert_parts(&message, &["recorded for null:1"]);
+}
+
+#[test]
+fn objects_of_another_opening_of_the_same_device_are_refused() {
+    let bench = Bench::default();
+    // The null backend opens anew each time, so the name is the same and the memory is not.
+    let other = NullBackend::new(NullConfig::default()).open_null(0).unwrap().device();
+    assert_eq!(other.id(), bench.device.id());
+    let (own, theirs) = (bench.buffer(64).all(), other.allocate(64, MemoryKind::Device).unwrap().all());
+    let stream = &bench.stream;
+    let named = |call, result| assert_parts(&refusal(call, result), &["another opening of null:0"]);
+    named("stream.write", stream.write(&theirs, vec![0; 64]));
+    named("stream.write_blocking", stream.write_blocking(&theirs, &[0; 64]));
+    named("stream.read", stream.read(&theirs).map(drop));
+    named("stream.read_blocking", stream.read_blocking(&theirs, &mut [0; 64]));
+    named("stream.copy", stream.copy(&own, &theirs));
+    named("stream.copy", stream.copy(&theirs, &own));
+    named("stream.fill", stream.fill(&theirs, &[0]));
+
+    let read = || Signature::new(vec![buffer_arg(DType::F32, Access::Read)]);
+    let (kernel, foreign_kernel) = (kernel(&bench.device, read()), kernel(&other, read()));
+    named("stream.launch", stream.launch(&kernel, [1, 1, 1], &[theirs.clone().into()]));
+    named("stream.launch", stream.launch(&foreign_kernel, [1, 1, 1], &[own.clone().into()]));
+
+    let event = other.create_stream().unwrap().record().unwrap();
+    named("stream.wait", stream.wait(&event));
+    named("event.elapsed_since", stream.record().unwrap().elapsed_since(&event).map(drop));
+
+    let fill = |dst| RecordedCommand::Fill { dst, pattern: vec![0] };
+    let launch = RecordedCommand::Launch { kernel: foreign_kernel, grid: [1, 1, 1], args: Vec::new() };
+    for command in [fill(RecordedRange::Fixed(theirs.clone())), launch] {
+        named("device.finish", record(&bench.device, vec![command]).map(drop));
+    }
+    let list = record(&bench.device, vec![fill(slot(0, 0, 1))]).unwrap();
+    named("stream.replay", stream.replay(&list, std::slice::from_ref(&theirs), &[]));
+    let foreign_list = record(&other, vec![fill(slot(0, 0, 1))]).unwrap();
+    named("stream.replay", stream.replay(&foreign_list, &[own], &[]));
+
+    let pool = Pool::new(bench.device.clone(), MemoryKind::Device, PoolConfig::default());
+    named("pool.allocate", pool.allocate(&other.create_stream().unwrap(), 8).map(drop));
+}
+
+#[test]
+fn handles_to_one_opening_share_its_objects() {
+    let bench = Bench::default();
+    let again = bench.null.device();
+    bench.stream.fill(&again.allocate(8, MemoryKind::Device).unwrap().all(), &[0]).unwrap();
+    bench.stream.launch(&kernel(&again, Signature::default()), [1, 1, 1], &[]).unwrap();
+    bench.stream.wait(&again.create_stream().unwrap().record().unwrap()).unwrap();
 }
 
 #[test]

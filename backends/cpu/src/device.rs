@@ -65,10 +65,12 @@ impl driver::Backend for CpuBackend {
         let device = match opened.upgrade() {
             Some(device) => device,
             None => {
+                let mut info = info.clone();
+                info.id = info.id.opened();
                 let device = Arc::new(CpuDevice {
-                    info: info.clone(),
                     memory: Arc::new(Memory::new(info.memory_bytes)),
                     pool: Arc::new(Pool::new(info.compute_units as usize)?),
+                    info,
                 });
                 *opened = Arc::downgrade(&device);
                 device

@@ -102,10 +102,10 @@ impl DeviceShared {
 /// A plugin's device, as the layer sees it.
 pub(crate) struct NpuDevice(Arc<DeviceShared>);
 
-/// Opens device `index` of a library under the name `id`.
+/// Opens device `index` of a library, anew each time, under the name `id`.
 pub(crate) fn open(library: &'static Library, index: u32, id: DeviceId, options: &Options) -> Result<Device> {
     let raw = library.device_info(index, options)?;
-    let info = describe(library, id, &raw)?;
+    let info = describe(library, id.opened(), &raw)?;
     let handle = library.device_open(index, options)?;
     Ok(Device::new(Arc::new(NpuDevice(Arc::new(DeviceShared {
         library,

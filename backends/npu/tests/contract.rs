@@ -24,6 +24,19 @@ fn each_device(name: &str, test: impl Fn(&Device)) {
     }
 }
 
+/// As [`each_device`], with two openings of each by one backend.
+fn each_device_twice(name: &str, test: impl Fn(&Device, &Device)) {
+    let open_twice = |path| {
+        let backend = NpuBackend::with_plugin(path);
+        test(&backend.open(0).unwrap(), &backend.open(0).unwrap());
+    };
+    open_twice(common::emulator());
+    let folder = Folder::new(name);
+    if let Some(path) = folder.minimal(&[]) {
+        open_twice(path);
+    }
+}
+
 /// Kernels for a vector core: `double` writes x + x for up to 1024 elements, `stop` ends with a trap, `spin` works for
 /// as long as its argument says and then doubles the first element.
 fn program() -> Arc<[u8]> {
@@ -433,4 +446,56 @@ fn objects_of_another_device_are_refused() {
     assert_eq!(stream.write(&foreign, vec![0; 8]).unwrap_err().kind(), &ErrorKind::InvalidArgument);
     let event = other.create_stream().unwrap().record().unwrap();
     assert_eq!(stream.wait(&event).unwrap_err().kind(), &ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn objects_of_another_opening_of_the_same_device_are_refused() {
+    each_device_twice("openings", |first, second| {
+        let (stream, other) = (first.create_stream().unwrap(), second.create_stream().unwrap());
+        let (own, theirs) = (upload(first, &stream, &[1; 8]), upload(second, &other, &[2; 8]));
+        let op = BuiltinOp::new(BuiltinKind::Copy, vec![OperandDesc::contiguous(DType::F32, &[2]); 2]);
+        let kernel = second.load(&KernelSource::Builtin(op.unwrap())).unwrap();
+        let target = first.allocate(8, MemoryKind::Device).unwrap().all();
+        let event = other.record().unwrap();
+        let refusals = [
+            stream.read(&theirs).map(drop),
+            stream.copy(&own, &theirs),
+            stream.launch(&kernel, [1, 1, 1], &[own.clone().into(), target.into()]),
+            stream.wait(&event),
+        ];
+        for refusal in refusals {
+            let error = refusal.unwrap_err();
+            assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
+            assert!(error.message().contains("another opening of npu:0"), "{error}");
+        }
+        assert_eq!((download(&stream, &own), download(&other, &theirs)), (vec![1; 8], vec![2; 8]));
+    });
+}
+
+#[test]
+fn objects_of_a_lost_device_are_refused_by_its_next_opening() {
+    let lost = open_emulator(&[("lose_after", "2")]);
+    let stream = lost.create_stream().unwrap();
+    let stale = upload(&lost, &stream, &[1; 8]);
+    let stop = load(&lost, "stop", vec![]).unwrap();
+    let event = stream.record().unwrap();
+    let read = stream.read(&stale).and_then(|pending| pending.wait());
+    assert_eq!(read.unwrap_err().kind(), &ErrorKind::DeviceLost);
+
+    let device = open_emulator(&[]);
+    let stream = device.create_stream().unwrap();
+    let fresh = upload(&device, &stream, &[2; 8]);
+    for refusal in [
+        stream.write(&stale, vec![3; 8]),
+        stream.copy(&fresh, &stale),
+        stream.launch(&stop, [1, 1, 1], &[]),
+        stream.wait(&event),
+    ] {
+        let error = refusal.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
+    }
+    // Refused, and so not poisoned; dropping what is stale leaves the new opening's memory alone.
+    drop((stale, stop, event, lost));
+    assert_eq!(download(&stream, &fresh), [2; 8]);
+    assert_eq!(device.health(), Health::Ok);
 }

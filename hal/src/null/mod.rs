@@ -105,7 +105,10 @@ impl NullBackend {
     /// `Unavailable` when there are not that many devices.
     pub fn open_null(&self, index: u32) -> Result<NullDevice> {
         if index < self.config.devices {
-            return Ok(NullDevice::new(self.info(index)));
+            let mut info = self.info(index);
+            // The mark of this opening, by which the handles tell its objects from those of others.
+            info.id = info.id.opened();
+            return Ok(NullDevice::new(info));
         }
         Err(Error::unavailable(format!("no null device {index}; there are {}", self.config.devices)))
     }
