@@ -123,6 +123,12 @@ pub struct Limits {
     pub max_grid: [u32; 3],
     /// Most arguments of a kernel.
     pub max_args: u32,
+    /// Most threads per axis of a workgroup; 1 where kernels have no threads.
+    pub max_workgroup: [u32; 3],
+    /// Most threads of a workgroup in all. A kernel that needs much may get fewer.
+    pub max_workgroup_threads: u32,
+    /// Memory that the threads of a workgroup share, in bytes; 0 where kernels have none.
+    pub local_memory_bytes: u64,
 }
 
 /// What a device is and can do, as probed; it never changes while the process runs.
@@ -141,6 +147,8 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// Cores, multiprocessors or the like.
     pub compute_units: u32,
+    /// The highest clock of the compute units in MHz; 0 where the driver does not tell.
+    pub clock_mhz: u32,
     /// Element types that kernels can load and store.
     pub dtypes: Vec<DType>,
     /// Kernel formats that [`Device::load`] accepts: `native`, `opencl-c`, `cuda-c`, `cubin`, `npu-program`,
@@ -162,6 +170,7 @@ impl DeviceInfo {
             driver_version: String::new(),
             memory_bytes: 0,
             compute_units: 1,
+            clock_mhz: 0,
             dtypes: Vec::new(),
             kernel_formats: Vec::new(),
             features: Vec::new(),
@@ -170,6 +179,9 @@ impl DeviceInfo {
                 offset_alignment_bytes: 1,
                 max_grid: [u32::MAX, u32::from(u16::MAX), u32::from(u16::MAX)],
                 max_args: 64,
+                max_workgroup: [1; 3],
+                max_workgroup_threads: 1,
+                local_memory_bytes: 0,
             },
         }
     }

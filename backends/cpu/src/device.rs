@@ -98,6 +98,7 @@ fn describe(threads: usize, memory_bytes: u64) -> DeviceInfo {
         // Keeps the number of workgroups within 64 bits.
         max_grid: [u32::MAX, u16::MAX.into(), u16::MAX.into()],
         max_args: 64,
+        ..info.limits
     };
     info
 }

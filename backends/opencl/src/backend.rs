@@ -1,0 +1,81 @@
+//! The backend: the devices of all platforms.
+
+use crate::cache::Cache;
+use crate::device::{self, DeviceShared};
+use crate::library;
+use crate::probe::{self, Found};
+use halite_hal::{Device, DeviceInfo, Error, Result, driver};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError, Weak};
+
+const NAME: &str = "opencl";
+
+/// The backend `opencl`.
+///
+/// The library is looked for when devices are listed: the file in `HALITE_OPENCL_LIBRARY`, or else the names and
+/// folders that the system's and Android's vendors use. GPUs are numbered first, then accelerators, then processors.
+///
+/// Opening a device while it is open gives the same device, with the same context and account of memory.
+#[derive(Debug, Default)]
+pub struct OpenClBackend {
+    cache_folder: Option<PathBuf>,
+    /// The list of the first search that found any: OpenCL devices do not come and go, and numbers stay.
+    found: OnceLock<Vec<Found>>,
+    opened: Mutex<Vec<Weak<DeviceShared>>>,
+}
+
+impl OpenClBackend {
+    /// The backend with the settings of this process's environment.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps compiled kernels in this folder, and not in the one that `HALITE_CACHE_DIR` or the system names.
+    #[must_use]
+    pub fn with_cache_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_folder = Some(folder.into());
+        self
+    }
+
+    fn found(&self) -> Result<&[Found]> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let found = probe::devices(library::load()?, NAME)?;
+        Ok(self.found.get_or_init(|| found))
+    }
+}
+
+impl driver::Backend for OpenClBackend {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<Vec<DeviceInfo>> {
+        Ok(self.found()?.iter().map(|device| device.info.clone()).collect())
+    }
+
+    fn open(&self, index: u32) -> Result<Device> {
+        let found = self.found()?;
+        let Some(device) = found.get(index as usize) else {
+            let count = found.len();
+            return Err(Error::unavailable(format!(
+                "no device {index}; OpenCL offers {count}, counted from 0"
+            )));
+        };
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.resize_with(found.len(), Weak::new);
+        let slot = &mut opened[index as usize];
+        // A lost device is opened anew; its objects keep the lost one.
+        let shared = match slot.upgrade().filter(|open| !open.is_lost()) {
+            Some(open) => open,
+            None => {
+                let cache = Cache::new(self.cache_folder.clone());
+                let open = DeviceShared::open(library::load()?, device.clone(), cache)?;
+                *slot = std::sync::Arc::downgrade(&open);
+                open
+            }
+        };
+        Ok(device::handle(shared))
+    }
+}
