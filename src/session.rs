@@ -231,7 +231,7 @@ impl Session {
             let profile = self.profile_of(info).ok();
             let rate = profile.and_then(|profile| profile.peak_rate(DType::F32)).unwrap_or(0.0);
             let emulated = info.has_feature("emulated");
-            if emulated { 0 } else { 1 + rate as u64 }
+            if emulated { 0 } else { (rate as u64).saturating_add(1) }
         };
         Ok(self.registry.open_best(rank)?)
     }

@@ -17,6 +17,7 @@
 use std::fmt;
 
 use crate::suggest;
+use crate::yaml::quote;
 
 /// More is no longer a rule that a person reads; the limits also bound recursion.
 const MAX_LENGTH: usize = 1000;
@@ -41,7 +42,7 @@ pub struct ConditionError {
 #[non_exhaustive]
 pub enum EvaluateError {
     /// The condition names a variable that the op does not have.
-    #[error("names the unknown variable '{name}'; {}", suggest::advice(.name, .known))]
+    #[error("names the unknown variable '{}'; {}", quote(.name), suggest::advice(.name, .known))]
     UnknownVariable {
         /// The name in the condition.
         name: String,
@@ -114,14 +115,14 @@ impl Condition {
             }
             other => {
                 return Err(ConditionError::new(
-                    format!("'{other}' is not expected"),
+                    format!("'{}' is not expected", quote(other)),
                     "join comparisons with 'and' or 'or'",
                 ));
             }
         }
         if expression.kind() == Kind::Number {
             return Err(ConditionError::new(
-                format!("'{expression}' is a number, not a condition"),
+                format!("'{}' is a number, not a condition", quote(&expression)),
                 "compare it, as in 'm >= 64'",
             ));
         }
@@ -379,7 +380,10 @@ fn tokenize(text: &str) -> Result<Vec<Token>, ConditionError> {
 fn word(word: &str) -> Result<Token, ConditionError> {
     if word.starts_with(|c: char| c.is_ascii_digit()) {
         return word.parse().map(Token::Integer).map_err(|_| {
-            ConditionError::new(format!("'{word}' is not an integer of 64 bits"), "write digits only")
+            ConditionError::new(
+                format!("'{}' is not an integer of 64 bits", quote(&word)),
+                "write digits only",
+            )
         });
     }
     Ok(match word {
@@ -493,7 +497,10 @@ impl Parser<'_> {
                 let inner = self.deeper(Self::or)?;
                 match self.take() {
                     Token::Close => Ok(inner),
-                    other => Err(ConditionError::new(format!("'(' is not closed before {other}"), "add ')'")),
+                    other => Err(ConditionError::new(
+                        format!("'(' is not closed before {}", quote(&other)),
+                        "add ')'",
+                    )),
                 }
             }
             Token::End => Err(ConditionError::new(
@@ -548,11 +555,11 @@ fn binary(operator: Operator, lhs: Expression, rhs: Expression) -> Result<Expres
 fn expect_kind(operand: &Expression, expected: Kind, operator: &str) -> Result<(), ConditionError> {
     match (operand.kind(), expected) {
         (Kind::Number, Kind::Condition) => Err(ConditionError::new(
-            format!("'{operator}' needs a condition, but '{operand}' is a number"),
+            format!("'{operator}' needs a condition, but '{}' is a number", quote(operand)),
             "compare it, as in 'm >= 64'",
         )),
         (Kind::Condition, Kind::Number) => Err(ConditionError::new(
-            format!("'{operator}' needs a number, but '{operand}' is a condition"),
+            format!("'{operator}' needs a number, but '{}' is a condition", quote(operand)),
             "join conditions with 'and' or 'or'",
         )),
         _ => Ok(()),

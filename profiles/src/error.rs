@@ -10,7 +10,7 @@ use crate::condition::{ConditionError, EvaluateError};
 use crate::location::Location;
 use crate::suggest::{advice, list};
 use crate::units::UnitError;
-use crate::yaml::one_line;
+use crate::yaml::{one_line, quote};
 
 /// A profile or machine description that cannot be used, or a question that it does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,7 +137,7 @@ pub enum Error {
         source: ConditionError,
     },
     /// `when` has no value for the op's variables.
-    #[error("{at}: {key} '{text}' {source}")]
+    #[error("{at}: {key} '{}' {source}", quote(.text))]
     Evaluate {
         /// Where the condition stands.
         at: Location,
@@ -149,7 +149,9 @@ pub enum Error {
         source: EvaluateError,
     },
     /// `extends` names no profile.
-    #[error("{at}: profile '{name}' extends '{parent}', which is unknown; {}", advice(.parent, .known))]
+    #[error(
+        "{at}: profile '{}' extends '{}', which is unknown; {}", quote(.name), quote(.parent), advice(.parent, .known)
+    )]
     UnknownParent {
         /// Where `extends` stands.
         at: Location,
@@ -170,7 +172,7 @@ pub enum Error {
         chain: Vec<(String, Location)>,
     },
     /// Two profiles of one folder have the same name.
-    #[error("{at}: profile '{name}' is already defined at {first}; rename or remove one of the two")]
+    #[error("{at}: profile '{}' is already defined at {first}; rename or remove one of the two", quote(.name))]
     DuplicateName {
         /// Where the name stands again.
         at: Location,
@@ -199,7 +201,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// A user's profile has kernel entries for an op that the program does not have.
-    #[error("{at}: kernels.{op} is not an op of this program; {}", advice(.op, .known))]
+    #[error("{at}: kernels.{} is not an op of this program; {}", quote(.op), advice(.op, .known))]
     UnknownOp {
         /// Where the entries stand.
         at: Location,
@@ -209,7 +211,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// A user's profile names a variant that no kernel of the op has.
-    #[error("{at}: {key} '{variant}' is not a kernel of {op}; {}", advice(.variant, .known))]
+    #[error("{at}: {key} '{}' is not a kernel of {op}; {}", quote(.variant), advice(.variant, .known))]
     UnknownVariant {
         /// Where the variant stands.
         at: Location,
@@ -251,9 +253,9 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn chain_text(chain: &[(String, Location)]) -> String {
-    let first = chain.first().map(|(name, _)| name.as_str()).unwrap_or_default();
-    let links = chain.iter().map(|(name, at)| format!("{name} ({at})"));
-    links.chain([first.to_owned()]).collect::<Vec<_>>().join(" -> ")
+    let first = chain.first().map(|(name, _)| quote(name)).unwrap_or_default();
+    let links = chain.iter().map(|(name, at)| format!("{} ({at})", quote(name)));
+    links.chain([first]).collect::<Vec<_>>().join(" -> ")
 }
 
 fn no_kernel_text(reasons: &[String]) -> String {

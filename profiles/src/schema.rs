@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::render::text_scalar;
 use crate::units::Unit;
-use crate::yaml::{Node, Section, Value, join, one_line};
+use crate::yaml::{Node, Section, Value, join, quote};
 
 /// The keys of a profile, in the order in which it is shown.
 pub(crate) const PROFILE_KEYS: [&str; 9] =
@@ -309,8 +309,8 @@ fn pattern(node: &Node, key: &str) -> Result<Regex> {
     Regex::new(text).map_err(|error| Error::Pattern {
         at: node.at.clone(),
         key: key.to_owned(),
-        pattern: one_line(&text),
-        reason: one_line(&error),
+        pattern: quote(&text),
+        reason: quote(&error),
     })
 }
 
@@ -335,7 +335,7 @@ fn peak(node: &Node, path: &str) -> Result<Peak> {
 
 fn kernels(node: &Node, path: &str) -> Result<BTreeMap<String, Vec<KernelEntry>>> {
     let ops = node.entries(path, "{ dot_general: [{ variant: portable }] }")?.iter().map(|entry| {
-        let path = join(path, &entry.key);
+        let path = join(path, &quote(&entry.key));
         let items =
             entry.node.list(&path, "a list of entries", "[{ variant: portable, tile: [64, 64, 64] }]")?;
         let entries =
@@ -373,7 +373,7 @@ fn when(node: &Node, key: &str) -> Result<(Condition, Location)> {
     let condition = Condition::parse(text).map_err(|source| Error::Condition {
         at: node.at.clone(),
         key: key.to_owned(),
-        text: one_line(&text),
+        text: quote(&text),
         source,
     })?;
     Ok((condition, node.at.clone()))
@@ -391,9 +391,9 @@ fn memory(node: &Node, path: &str) -> Result<MemoryPolicy> {
         host_visible: section.optional("host_visible", Node::bool)?,
         pool_limit: section.optional("pool_limit", |node, key| match &node.value {
             Value::Text(text) if text.trim_end().ends_with('%') => {
-                node.quantity(key, Unit::Percent).map(PoolLimit::Share)
+                node.positive_quantity(key, Unit::Percent).map(PoolLimit::Share)
             }
-            _ => node.bytes(key).map(PoolLimit::Bytes),
+            _ => node.positive_bytes(key).map(PoolLimit::Bytes),
         })?,
     })
 }
@@ -426,7 +426,7 @@ fn word(node: &Node, key: &str, accepted: &[&str], example: &'static str) -> Res
     accepted.iter().position(|known| *known == word).ok_or_else(|| Error::UnknownWord {
         at: node.at.clone(),
         key: key.to_owned(),
-        word: one_line(&word),
+        word: quote(&word),
         accepted: accepted.iter().map(|word| (*word).to_owned()).collect(),
     })
 }
@@ -606,8 +606,13 @@ mod tests {
             ),
             (
                 in_entry("tile: []"),
-                "gpu.yaml:4: kernels.matmul[0].tile is a list, expected a list of positive integers; write for \
-                 example '[64, 64, 16]'",
+                "gpu.yaml:4: kernels.matmul[0].tile is an empty list, expected a list of positive integers; write \
+                 for example '[64, 64, 16]'",
+            ),
+            (
+                "name: a\nkernels:\n  matmul: []\n".to_owned(),
+                "gpu.yaml:3: kernels.matmul is an empty list, expected a list of entries; write for example \
+                 '[{ variant: portable, tile: [64, 64, 64] }]'",
             ),
             (
                 in_entry("chunk: -4"),
@@ -635,6 +640,15 @@ mod tests {
                  (units: %)",
             ),
             (
+                "name: a\nmemory: { pool_limit: 0% }\n".to_owned(),
+                "gpu.yaml:2: memory.pool_limit: '0%' is zero; write a percentage such as '60%' (units: %)",
+            ),
+            (
+                "name: a\nmemory: { pool_limit: 0 B }\n".to_owned(),
+                "gpu.yaml:2: memory.pool_limit: '0 B' is zero; write a number of bytes such as '512 KiB' (units: \
+                 B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)",
+            ),
+            (
                 "name: a\nmemory: { host_visible: yes }\n".to_owned(),
                 "gpu.yaml:2: memory.host_visible is the text 'yes', expected true or false; write for example \
                  'true'",
@@ -654,6 +668,38 @@ mod tests {
         ] {
             let message = read(&text).map(|_| ()).map_err(|error| error.to_string());
             assert_eq!(message, Err(expected.to_owned()), "{text}");
+        }
+    }
+    #[test]
+    fn texts_of_any_length_are_quoted_in_short() {
+        let long = "root:x:0:0:".repeat(200);
+        for text in [
+            long.clone(),
+            format!("- {long}\n"),
+            format!("name: [{long}]\n"),
+            format!("name: a\n{long}: 1\n"),
+            format!("name: a\n? {long}\n: 1\n? {long}\n: 2\n"),
+            format!("name: a\nmatch: {{ device: '({long}' }}\n"),
+            format!("name: a\npeak: {{ f32: '{long}' }}\n"),
+            format!("name: a\npeak: {{ f32: '1 {long}' }}\n"),
+            format!("name: a\nmemory: {{ pool_limit: '{long}' }}\n"),
+            format!("name: a\nmemory: {{ host_visible: '{long}' }}\n"),
+            format!("name: a\nfallback: {{ unsupported: '{long}' }}\n"),
+            format!("name: a\nkernels: {{ '{long}': 1 }}\n"),
+            format!("name: a\nkernels: {{ m: [{{ variant: x, when: '{}' }}] }}\n", "m".repeat(900)),
+            format!("name: a\nkernels: {{ m: [{{ variant: x, when: '{}' }}] }}\n", "9".repeat(900)),
+            format!("name: a\nkernels: {{ m: [{{ variant: x, when: '1 {}' }}] }}\n", "m".repeat(900)),
+            format!("name: a\nkernels: {{ m: [{{ variant: x, when: '1 and {}' }}] }}\n", "m".repeat(900)),
+            format!("name: a\nkernels: {{ m: [{{ variant: x, when: '{long}' }}] }}\n"),
+            format!("name: *{}\n", "a".repeat(900)),
+            format!("%{}\n", "a".repeat(900)),
+        ] {
+            let shown = &text[..40.min(text.len())];
+            let message = match read(&text) {
+                Err(error) => error.to_string(),
+                Ok(_) => panic!("accepted: {shown}"),
+            };
+            assert!(message.chars().count() < 400 && !message.contains('\n'), "{shown}: {message}");
         }
     }
 }

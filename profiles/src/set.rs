@@ -94,7 +94,7 @@ impl ProfileSet {
             .max_by_key(|profile| (!profile.is_builtin(), profile.specificity()));
         best.cloned().ok_or_else(|| Error::NoMatch {
             backend: facts.backend.clone(),
-            device: yaml::one_line(&facts.device_name),
+            device: yaml::quote(&facts.device_name),
         })
     }
 
@@ -106,7 +106,7 @@ impl ProfileSet {
     pub fn by_name(&self, name: &str) -> Result<Arc<Profile>> {
         let found = self.profiles.iter().find(|profile| profile.name() == name);
         found.cloned().ok_or_else(|| Error::UnknownProfile {
-            name: yaml::one_line(&name),
+            name: yaml::quote(&name),
             known: self.profiles.iter().map(|profile| profile.name().to_owned()).collect(),
         })
     }
@@ -347,5 +347,23 @@ mod tests {
             builtin.by_name("cpu-avx3").map(|_| ()).map_err(|error| error.to_string()),
             Err("unknown profile 'cpu-avx3'; did you mean 'cpu-avx2'?".to_owned())
         );
+    }
+    #[test]
+    fn names_of_any_length_are_quoted_in_short_and_on_one_line() {
+        let long = "a\\nb".repeat(300);
+        for files in [
+            vec![("a.yaml", format!("name: \"{long}\"\nextends: nobody\n"))],
+            vec![("a.yaml", format!("name: c\nextends: \"{long}\"\n"))],
+            vec![("a.yaml", format!("name: \"{long}\"\nextends: \"{long}\"\n"))],
+            vec![("a.yaml", format!("name: \"{long}\"\n")), ("b.yaml", format!("name: \"{long}\"\n"))],
+        ] {
+            let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+            let message = failure(&files);
+            assert!(message.chars().count() < 400 && !message.contains('\n'), "{message}");
+        }
+        let set = ProfileSet::from_texts([("a.yaml", format!("name: \"{long}\"\n").as_str())]);
+        let set = set.unwrap_or_else(|error| panic!("{error}"));
+        let message = set.by_name("zzzzzz").map(|_| ()).unwrap_err().to_string();
+        assert!(message.chars().count() < 400 && !message.contains('\n'), "{message}");
     }
 }

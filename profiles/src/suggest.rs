@@ -2,12 +2,14 @@
 
 use std::fmt::Display;
 
+use crate::yaml::quote;
+
 /// Says what to write instead of `word`: the closest accepted word, or the whole list where none is close.
 pub(crate) fn advice<S: AsRef<str>>(word: &str, accepted: &[S]) -> String {
     match closest(word, accepted) {
-        Some(best) => format!("did you mean '{best}'?"),
+        Some(best) => format!("did you mean '{}'?", quote(&best)),
         None if accepted.is_empty() => "none is accepted here".to_owned(),
-        None => format!("use one of {}", list(accepted.iter().map(AsRef::as_ref))),
+        None => format!("use one of {}", list(accepted.iter().map(|word| quote(&word.as_ref())))),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::suggest;
+use crate::yaml::quote;
 
 /// What a quantity measures; [`Unit::parse`] returns it in the base unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +37,7 @@ pub enum Unit {
 #[non_exhaustive]
 pub enum UnitError {
     /// The text does not start with a number.
-    #[error("'{text}' does not start with a number; write {expected}")]
+    #[error("'{}' does not start with a number; write {expected}", quote(.text))]
     NotANumber {
         /// The whole text.
         text: String,
@@ -44,7 +45,7 @@ pub enum UnitError {
         expected: Unit,
     },
     /// A bare number.
-    #[error("'{text}' has no unit; write {expected}")]
+    #[error("'{}' has no unit; write {expected}", quote(.text))]
     NoUnit {
         /// The whole text.
         text: String,
@@ -53,7 +54,9 @@ pub enum UnitError {
     },
     /// A unit that this place does not take.
     #[error(
-        "'{text}' has the unit '{unit}', which is not a {}; {}",
+        "'{}' has the unit '{}', which is not a {}; {}",
+        quote(.text),
+        quote(.unit),
         .expected.noun(),
         suggest::advice(.unit, &.expected.names())
     )]
@@ -66,7 +69,7 @@ pub enum UnitError {
         expected: Unit,
     },
     /// A number that the place does not take: negative, too large, a fraction of a byte, ...
-    #[error("'{text}' {reason}; write {expected}")]
+    #[error("'{}' {reason}; write {expected}", quote(.text))]
     OutOfRange {
         /// The whole text.
         text: String,

@@ -11,6 +11,10 @@ use crate::units::{self, Unit};
 
 /// Profiles nest five deep; the bound keeps a hostile file from exhausting the stack.
 const MAX_DEPTH: usize = 32;
+/// Characters that messages quote of a text; names and conditions that people write are shorter.
+const MAX_QUOTED: usize = 60;
+/// Characters of a parser's reason, which may quote the file in turn.
+const MAX_REASON: usize = 160;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +62,7 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Node> {
             other => one_line(other),
         };
         let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+        let reason = cut(reason, MAX_REASON);
         Error::Syntax { at: start.with_line(line), reason }
     })?;
     let node = raw_node(raw, &start)?;
@@ -102,7 +107,8 @@ impl Node {
             Value::Bool(value) => format!("the truth value {value}"),
             Value::Integer(value) => format!("the number {value}"),
             Value::Float(value) => format!("the number {value}"),
-            Value::Text(text) => format!("the text '{}'", one_line(text)),
+            Value::Text(text) => format!("the text '{}'", quote(text)),
+            Value::List(items) if items.is_empty() => "an empty list".to_owned(),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
         }
@@ -164,10 +170,6 @@ impl Node {
         self.with_unit(key, |text| unit.parse(text))
     }
 
-    pub(crate) fn bytes(&self, key: &str) -> Result<u64> {
-        self.with_unit(key, units::parse_bytes)
-    }
-
     pub(crate) fn positive_quantity(&self, key: &str, unit: Unit) -> Result<f64> {
         self.with_unit(key, |text| unit.parse_positive(text))
     }
@@ -214,7 +216,7 @@ impl<'a> Section<'a> {
             return Err(Error::UnknownKey {
                 at: entry.at.clone(),
                 section: name.to_owned(),
-                key: one_line(&entry.key),
+                key: quote(&entry.key),
                 accepted: accepted.iter().map(|key| (*key).to_owned()).collect(),
             });
         }
@@ -255,6 +257,20 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
+/// A text of a file as messages quote it: on one line, and cut where it is long. Whoever names a file that is no profile
+/// shall not be shown the whole of it.
+pub(crate) fn quote(text: &impl ToString) -> String {
+    cut(one_line(text), MAX_QUOTED)
+}
+
+fn cut(mut text: String, characters: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(characters) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// The text on one line, without control characters, so that a message stays one line.
 pub(crate) fn one_line(text: &impl ToString) -> String {
     let text = text.to_string();
@@ -283,7 +299,7 @@ fn raw_node(raw: Spanned<Raw>, file: &Location) -> Result<Node> {
                 let at = file.with_line(line_number(key.referenced.line()));
                 let key = key.value;
                 if let Some(first) = entries.iter().find(|entry| entry.key == key) {
-                    return Err(Error::DuplicateKey { at, first: first.at.clone(), key: one_line(&key) });
+                    return Err(Error::DuplicateKey { at, first: first.at.clone(), key: quote(&key) });
                 }
                 entries.push(Entry { at, key, node: raw_node(value, file)? });
             }
