@@ -178,6 +178,8 @@ impl fmt::Display for Rendered<'_> {
         write!(f, "{}: {message}", kind.name())?;
         match kind {
             ErrorKind::Build { log } => write!(f, "\n{log}"),
+            // A driver's only text is often the explanation as well.
+            ErrorKind::Backend { code, message: own } if own == message => write!(f, " (code {code})"),
             ErrorKind::Backend { code, message } => write!(f, " ({message}, code {code})"),
             _ => Ok(()),
         }
@@ -192,6 +194,15 @@ mod tests {
     fn message_names_device_call_and_kind_in_that_order() {
         let error = Error::invalid("grid is 0").in_call("stream.launch").on_device("cpu:0");
         assert_eq!(error.to_string(), "cpu:0: stream.launch: invalid argument: grid is 0");
+    }
+
+    #[test]
+    fn a_drivers_message_that_is_the_explanation_too_is_shown_once() {
+        let backend = |message: &str| ErrorKind::Backend { code: 7, message: message.into() };
+        let error = Error::new(backend("ECC_ERROR"), "the copy failed");
+        assert_eq!(error.to_string(), "driver error: the copy failed (ECC_ERROR, code 7)");
+        let error = Error::new(backend("the fan stopped"), "the fan stopped").in_call("memory_alloc");
+        assert_eq!(error.to_string(), "memory_alloc: driver error: the fan stopped (code 7)");
     }
 
     #[test]

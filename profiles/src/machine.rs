@@ -46,7 +46,7 @@ pub struct Machine {
     pub flags: Flags,
 }
 
-/// How many cores a machine has.
+/// How many cores a machine has: from 1 to 65536 of each kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Cores {
@@ -98,7 +98,7 @@ pub struct VectorUnit {
     pub source: String,
 }
 
-/// Sizes of one core's memories, in bytes.
+/// Sizes of one core's memories, in bytes; each has at most 64 MiB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Buffers {
@@ -118,7 +118,7 @@ pub struct Buffers {
     pub source: String,
 }
 
-/// Alignment of addresses in each memory, in bytes.
+/// Alignment of addresses in each memory, in bytes; at most 1 MiB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Alignments {
@@ -265,6 +265,16 @@ impl<'a> Part<'a> {
         self.0.required(key, "16", Node::count)
     }
 
+    fn cores(&self, key: &'static str) -> Result<u32> {
+        let expected = "an integer from 1 to 65536";
+        self.0.required(key, "24", |node, key| node.count_up_to(65_536, key, expected, "24"))
+    }
+
+    /// A memory of one core.
+    fn buffer(&self, key: &'static str) -> Result<u64> {
+        self.0.required(key, "512 KiB", Node::on_chip_bytes)
+    }
+
     fn bytes(&self, key: &'static str) -> Result<u64> {
         self.0.required(key, "512 KiB", Node::positive_bytes)
     }
@@ -321,7 +331,7 @@ fn machine(node: &Node) -> Result<Machine> {
 
 fn cores(top: &Section<'_>) -> Result<Cores> {
     let part = Part::open(top, "cores", "{ cube: 24, vector: 48, source: chosen }", &["cube", "vector"])?;
-    Ok(Cores { cube: part.count("cube")?, vector: part.count("vector")?, source: part.source()? })
+    Ok(Cores { cube: part.cores("cube")?, vector: part.cores("vector")?, source: part.source()? })
 }
 
 fn cube(top: &Section<'_>) -> Result<Cube> {
@@ -356,12 +366,12 @@ fn buffers(top: &Section<'_>) -> Result<Buffers> {
     let keys = ["l1", "l0a", "l0b", "l0c", "ub", "bias"];
     let part = Part::open(top, "buffers", "{ l1: 512 KiB, l0a: 64 KiB, ... }", &keys)?;
     Ok(Buffers {
-        l1: part.bytes("l1")?,
-        l0a: part.bytes("l0a")?,
-        l0b: part.bytes("l0b")?,
-        l0c: part.bytes("l0c")?,
-        ub: part.bytes("ub")?,
-        bias: part.bytes("bias")?,
+        l1: part.buffer("l1")?,
+        l0a: part.buffer("l0a")?,
+        l0b: part.buffer("l0b")?,
+        l0c: part.buffer("l0c")?,
+        ub: part.buffer("ub")?,
+        bias: part.buffer("bias")?,
         source: part.source()?,
     })
 }
@@ -508,6 +518,23 @@ mod tests {
                  B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)",
             ),
             (
+                "  ub: 192 KiB",
+                "  ub: 192 GiB",
+                "buffers.ub: '192 GiB' is more than 64 MiB, the most that an on-chip memory may have; write a \
+                 number of bytes such as '512 KiB' (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)",
+            ),
+            (
+                "  l0c: 64 B",
+                "  l0c: 1 GiB",
+                "alignment.l0c: '1 GiB' is more than 1 MiB, the most that an alignment may be; write a number of \
+                 bytes such as '512 KiB' (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)",
+            ),
+            (
+                "  cube: 24",
+                "  cube: 65537",
+                "cores.cube is the number 65537, expected an integer from 1 to 65536; write for example '24'",
+            ),
+            (
                 "clock: 1.85 GHz",
                 "clock: 1.85 GB",
                 "clock: '1.85 GB' has the unit 'GB', which is not a frequency; use one of Hz, kHz, MHz, GHz",
@@ -515,7 +542,7 @@ mod tests {
             (
                 "  cube: 24",
                 "  cube: many",
-                "cores.cube is the text 'many', expected an integer from 1 to 4294967295; write for example '64'",
+                "cores.cube is the text 'many', expected an integer from 1 to 65536; write for example '24'",
             ),
             (
                 "  add: 6 cycles",
@@ -536,6 +563,19 @@ mod tests {
             };
             assert_eq!(message, Err(format!("npu.yaml:{}: {expected}", line.unwrap_or(0))));
         }
+    }
+
+    #[test]
+    fn on_chip_memories_and_alignments_are_taken_up_to_their_limits() {
+        let text = Machine::builtin_yaml()
+            .replacen("  ub: 192 KiB", "  ub: 64 MiB", 1)
+            .replacen("  l0c: 64 B", "  l0c: 1 MiB", 1)
+            .replacen("  cube: 24", "  cube: 65536", 1);
+        let machine = Machine::from_yaml(&text, "npu.yaml").unwrap();
+        assert_eq!(
+            (machine.buffers.ub, machine.alignment.l0c, machine.cores.cube),
+            (64 << 20, 1 << 20, 65536)
+        );
     }
 
     #[test]

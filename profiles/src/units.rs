@@ -246,10 +246,22 @@ pub(crate) fn parse_positive_bytes(text: &str) -> Result<u64, UnitError> {
 
 pub(crate) fn parse_alignment(text: &str) -> Result<u64, UnitError> {
     let bytes = parse_positive_bytes(text)?;
-    if bytes.is_power_of_two() {
+    if !bytes.is_power_of_two() {
+        return Err(Unit::Bytes.out_of_range(text, "is not a power of two"));
+    }
+    if bytes > 1 << 20 {
+        return Err(Unit::Bytes.out_of_range(text, "is more than 1 MiB, the most that an alignment may be"));
+    }
+    Ok(bytes)
+}
+
+/// A size of an on-chip memory: bounded, for whoever emulates the machine holds one for each core in use.
+pub(crate) fn parse_on_chip_bytes(text: &str) -> Result<u64, UnitError> {
+    let bytes = parse_positive_bytes(text)?;
+    if bytes <= 64 << 20 {
         return Ok(bytes);
     }
-    Err(Unit::Bytes.out_of_range(text, "is not a power of two"))
+    Err(Unit::Bytes.out_of_range(text, "is more than 64 MiB, the most that an on-chip memory may have"))
 }
 
 /// The end of the number at the start of `text`: sign, digits, fraction, exponent.

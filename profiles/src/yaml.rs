@@ -145,10 +145,21 @@ impl Node {
 
     /// An integer from 1 to `u32::MAX`.
     pub(crate) fn count(&self, key: &str) -> Result<u32> {
+        self.count_up_to(u32::MAX, key, "an integer from 1 to 4294967295", "64")
+    }
+
+    /// An integer from 1 to `limit`, which `expected` states in words.
+    pub(crate) fn count_up_to(
+        &self,
+        limit: u32,
+        key: &str,
+        expected: &'static str,
+        example: &'static str,
+    ) -> Result<u32> {
         let count = if let Value::Integer(value) = self.value { u32::try_from(value).ok() } else { None };
         count
-            .filter(|count| *count > 0)
-            .ok_or_else(|| self.wrong_type(key, "an integer from 1 to 4294967295", "64"))
+            .filter(|count| (1..=limit).contains(count))
+            .ok_or_else(|| self.wrong_type(key, expected, example))
     }
 
     pub(crate) fn list(&self, key: &str, expected: &'static str, example: &'static str) -> Result<&[Node]> {
@@ -176,6 +187,11 @@ impl Node {
 
     pub(crate) fn positive_bytes(&self, key: &str) -> Result<u64> {
         self.with_unit(key, units::parse_positive_bytes)
+    }
+
+    /// The size of a core's own memory.
+    pub(crate) fn on_chip_bytes(&self, key: &str) -> Result<u64> {
+        self.with_unit(key, units::parse_on_chip_bytes)
     }
 
     /// A power of two of bytes.

@@ -75,6 +75,10 @@ impl From<LaunchError> for Failure {
     fn from(error: LaunchError) -> Self {
         let status = match &error {
             LaunchError::Trap(trap) if matches!(trap.fault, Fault::Internal { .. }) => plugin::STATUS_BACKEND,
+            LaunchError::Trap(trap) if let Fault::HostMemory { bytes, .. } = trap.fault => {
+                let detail = [bytes as u64, 0];
+                return Self { status: plugin::STATUS_OUT_OF_MEMORY, text: error.to_string(), detail };
+            }
             LaunchError::Trap(_) => plugin::STATUS_FAULT,
             LaunchError::TooManyBlocks { blocks, cores, .. } => {
                 let detail = [u64::from(*blocks), u64::from(*cores)];

@@ -29,21 +29,21 @@ pub(super) struct LocalMemories {
 }
 
 impl LocalMemories {
-    pub(super) fn new(config: &MachineConfig, core: CoreKind) -> Self {
+    pub(super) fn new(config: &MachineConfig, core: CoreKind) -> Result<Self, Fault> {
         let cube = |bytes: usize| if core == CoreKind::Cube { bytes } else { 0 };
         let vector = |bytes: usize| if core == CoreKind::Vector { bytes } else { 0 };
-        Self {
+        Ok(Self {
             core,
-            l1: LocalMemory::new("L1", cube(config.l1_bytes), config.l1_align),
-            l0a: LocalMemory::new("L0A", cube(config.l0a_bytes), config.l0_align),
-            l0b: LocalMemory::new("L0B", cube(config.l0b_bytes), config.l0_align),
-            l0c: LocalMemory::new("L0C", cube(config.l0c_bytes), config.l0c_align),
-            bias: LocalMemory::new("the bias table", cube(config.bias_bytes), config.bias_align),
-            ub: LocalMemory::new("UB", vector(config.ub_bytes), config.ub_align),
+            l1: LocalMemory::new("L1", cube(config.l1_bytes), config.l1_align)?,
+            l0a: LocalMemory::new("L0A", cube(config.l0a_bytes), config.l0_align)?,
+            l0b: LocalMemory::new("L0B", cube(config.l0b_bytes), config.l0_align)?,
+            l0c: LocalMemory::new("L0C", cube(config.l0c_bytes), config.l0c_align)?,
+            bias: LocalMemory::new("the bias table", cube(config.bias_bytes), config.bias_align)?,
+            ub: LocalMemory::new("UB", vector(config.ub_bytes), config.ub_align)?,
             panels: Panels::default(),
             offsets: Default::default(),
             row: Vec::new(),
-        }
+        })
     }
 
     fn poison(&mut self) {
@@ -279,8 +279,8 @@ impl<'a> Core<'a> {
         operand.resolve(&self.registers)
     }
 
-    /// A count: not negative, and so small (no memory of a core has as many bytes) that products of two and an element's
-    /// size stay far from overflow.
+    /// A count: not negative, and so small (an operand of as many floats would fill the largest memory that a core may
+    /// have) that products of two and an element's size stay far from overflow.
     pub(super) fn count(&self, field: &'static str, operand: Operand) -> Result<i64, Fault> {
         let value = self.value(operand);
         if !(0..1 << 24).contains(&value) {

@@ -64,6 +64,14 @@ pub enum Fault {
     /// Global memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A core's memory for which the host has no room.
+    #[error("the host has no {bytes} bytes for {memory} of one more core; describe a smaller machine")]
+    HostMemory {
+        /// Which memory.
+        memory: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
     /// An access outside a core's memory.
     #[error("access to {len} bytes at {address} is outside {memory}, which has {capacity} bytes")]
     LocalBounds {

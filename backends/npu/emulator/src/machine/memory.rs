@@ -164,12 +164,14 @@ impl GlobalMemory {
         if len > free {
             return Err(refused);
         }
+        let base = state.next;
+        let end = base.checked_add(len).and_then(|end| end.checked_add(GUARD_BYTES));
+        let next = end.and_then(|end| end.checked_next_multiple_of(self.align)).ok_or(refused.clone())?;
         let word_count = usize::try_from(len.div_ceil(WORD as u64)).map_err(|_| refused.clone())?;
         let mut words = Vec::new();
         words.try_reserve_exact(word_count).map_err(|_| refused)?;
         words.resize_with(word_count, || AtomicU32::new(0));
-        let base = state.next;
-        state.next = (base + len + GUARD_BYTES).next_multiple_of(self.align);
+        state.next = next;
         state.used += len;
         state.peak = state.peak.max(state.used);
         // Addresses only grow, so the list stays sorted.
@@ -271,9 +273,12 @@ pub(super) struct LocalMemory {
 }
 
 impl LocalMemory {
-    pub(super) fn new(name: &'static str, len: usize, align: usize) -> Self {
-        let words = vec![u64::MAX; len.div_ceil(8)];
-        Self { name, align: align.max(1), len, words, touched: 0 }
+    pub(super) fn new(name: &'static str, len: usize, align: usize) -> Result<Self, Fault> {
+        let count = len.div_ceil(8);
+        let mut words = Vec::new();
+        words.try_reserve_exact(count).map_err(|_| Fault::HostMemory { memory: name, bytes: len })?;
+        words.resize(count, u64::MAX);
+        Ok(Self { name, align: align.max(1), len, words, touched: 0 })
     }
 
     /// Sets what was written to all ones (NaN in every float type), so that no block sees another's data.

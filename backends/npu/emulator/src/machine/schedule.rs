@@ -134,7 +134,8 @@ impl<'a> Launch<'a> {
             return Err(LaunchError::TooManyBlocks { kernel, kind, cores, blocks });
         }
         let mut cross = CrossFlags::new(self.blocks);
-        let mut blocks: Vec<_> = (0..self.blocks).map(|block| (self.core(block), None)).collect();
+        let cores = (0..self.blocks).map(|block| Ok((self.core(block)?, None)));
+        let mut blocks: Vec<_> = cores.collect::<Result<_, Box<Trap>>>()?;
         loop {
             let mut progress = false;
             for (core, pause) in &mut blocks {
@@ -185,7 +186,7 @@ impl<'a> Launch<'a> {
         block: u32,
         observer: Option<&mut (dyn Observer + '_)>,
     ) -> Result<LaunchReport, Box<Trap>> {
-        let mut core = self.core(block);
+        let mut core = self.core(block)?;
         // The kernel has no instruction that looks at other blocks.
         self.step(&mut core, &mut CrossFlags::new(0), observer)?;
         let report = core.report;
@@ -204,19 +205,24 @@ impl<'a> Launch<'a> {
         result.map_err(|fault| Box::new(self.trap(core.block(), core.pc(), fault)))
     }
 
-    fn core(&self, block: u32) -> Core<'_> {
+    fn core(&self, block: u32) -> Result<Core<'_>, Box<Trap>> {
         let kind = self.kernel.core();
         let idle = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.iter().position(|memories| memories.core == kind).map(|at| idle.swap_remove(at))
         };
-        let memories = idle.unwrap_or_else(|| LocalMemories::new(self.config, kind));
-        Core::new(self.config, &self.global, memories, self.kernel, self.args, block, self.blocks)
+        let memories = match idle {
+            Some(memories) => memories,
+            None => {
+                LocalMemories::new(self.config, kind).map_err(|fault| Box::new(self.trap(block, 0, fault)))?
+            }
+        };
+        Ok(Core::new(self.config, &self.global, memories, self.kernel, self.args, block, self.blocks))
     }
 
     fn give_back(&self, memories: LocalMemories) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < 2 * self.config.host_threads {
+        if idle.len() < self.config.host_threads.saturating_mul(2) {
             idle.push(memories);
         }
     }

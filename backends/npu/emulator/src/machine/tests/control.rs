@@ -48,6 +48,18 @@ fn loops_nest_and_vanish() {
 }
 
 #[test]
+fn a_core_memory_that_the_host_cannot_give_is_a_fault() {
+    // More than any address space holds, so that no host's overcommitment lets it pass.
+    let bench = Bench(Emulator::new(MachineConfig { ub_bytes: 1 << 60, ..MachineConfig::default() }));
+    let mut b = KernelBuilder::new("empty", CoreKind::Vector);
+    b.push(Inst::Mark { id: 0 });
+    let error = bench.launch(finish(b), 1, &[]).expect_err("the host has no such memory");
+    let LaunchError::Trap(trap) = &error else { panic!("{error}") };
+    assert_eq!(trap.fault, Fault::HostMemory { memory: "UB", bytes: 1 << 60 }, "{error}");
+    assert!(error.to_string().contains("UB") && error.to_string().contains("1152921504606846976"), "{error}");
+}
+
+#[test]
 fn scalars_arrive_with_their_type_and_sign() {
     let bench = Bench::new();
     let mut b = KernelBuilder::new("args", CoreKind::Vector);
