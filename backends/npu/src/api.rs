@@ -63,14 +63,18 @@ impl Library {
 
     pub(crate) fn device_info(&self, index: u32, options: &Options) -> Result<DeviceInfo> {
         let mut info = DeviceInfo::sized();
-        options.pass(|count, options| call!(self, device_info(index, count, options, &mut info)))?;
+        let answer =
+            options.pass(|count, options| call!(self, device_info(index, count, options, &mut info)));
+        answer.map_err(|error| options.refused_by(&self.path, error))?;
         self.same_size(info.struct_size, DeviceInfo::sized().struct_size, "device_info")?;
         Ok(info)
     }
 
     pub(crate) fn device_open(&self, index: u32, options: &Options) -> Result<DeviceHandle> {
         let mut handle = 0;
-        options.pass(|count, options| call!(self, device_open(index, count, options, &mut handle)))?;
+        let answer =
+            options.pass(|count, options| call!(self, device_open(index, count, options, &mut handle)));
+        answer.map_err(|error| options.refused_by(&self.path, error))?;
         self.not_zero(handle, "device_open")
     }
 

@@ -95,6 +95,8 @@ fn options_reach_the_plugin_and_unknown_ones_are_named() {
     let error = NpuBackend::with_plugin(emulator()).with_option("machin", "x.yaml").probe().unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
     assert!(error.message().contains("'machin'") && error.message().contains("machine"), "{error}");
+    assert!(error.message().contains("options 'machin=x.yaml'"), "{error}");
+    assert!(error.message().contains(halite_npu::emulator_file_name().as_str()), "{error}");
 
     let folder = Folder::new("options");
     let text = halite_profiles::Machine::builtin_yaml();
