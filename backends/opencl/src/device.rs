@@ -46,7 +46,8 @@ impl Drop for DeviceShared {
 }
 
 impl DeviceShared {
-    pub(crate) fn open(library: &'static Library, found: Found, cache: Cache) -> Result<Arc<Self>> {
+    pub(crate) fn open(library: &'static Library, mut found: Found, cache: Cache) -> Result<Arc<Self>> {
+        found.info.id = found.info.id.opened();
         let context = Context::create(found.handle)?;
         let shared_memory =
             if found.has_shared_memory { buffer::SharedMemoryCalls::find(library) } else { None };

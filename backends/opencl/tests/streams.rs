@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use halite_hal::driver::Backend as _;
 use halite_hal::{ErrorKind, Stream};
 use halite_hal::{Event, MemoryKind, Scalar, as_bytes, from_bytes};
 use std::thread;
@@ -344,4 +345,19 @@ fn a_healthy_stream_waits_in_a_reset_and_stays_healthy() {
     stream.reset().unwrap();
     assert!(event.is_done().unwrap());
     stream.synchronize().unwrap();
+}
+
+#[test]
+fn a_second_backend_opens_the_device_apart_and_the_same_one_shares_it() {
+    let Some(first) = device() else { return };
+    let other = device().expect("it was there a moment ago");
+    let theirs = other.allocate(8, MemoryKind::Device).unwrap().all();
+    let error = first.create_stream().unwrap().fill(&theirs, &[1]).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
+    assert!(error.message().contains("another opening of opencl:0"), "{error}");
+
+    let backend = backend();
+    let [first, second] = [(); 2].map(|()| backend.open(0).unwrap());
+    let memory = first.allocate(8, MemoryKind::Device).unwrap().all();
+    second.create_stream().unwrap().fill(&memory, &[1]).unwrap();
 }
