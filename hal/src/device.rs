@@ -145,6 +145,9 @@ pub struct DeviceInfo {
     pub driver_version: String,
     /// Memory that kernels can use, in bytes.
     pub memory_bytes: u64,
+    /// What set [`memory_bytes`](Self::memory_bytes), where that is a user's limit and not the hardware's. Messages
+    /// name it.
+    pub memory_limit_name: Option<String>,
     /// Cores, multiprocessors or the like.
     pub compute_units: u32,
     /// The highest clock of the compute units in MHz; 0 where the driver does not tell.
@@ -169,6 +172,7 @@ impl DeviceInfo {
             vendor: String::new(),
             driver_version: String::new(),
             memory_bytes: 0,
+            memory_limit_name: None,
             compute_units: 1,
             clock_mhz: 0,
             dtypes: Vec::new(),
@@ -295,10 +299,7 @@ impl Device {
             }
         };
         if len_bytes > limit {
-            let message = format!(
-                "{len_bytes} bytes in one allocation, but the device allows {limit}; use smaller tensors or batches"
-            );
-            let error = Error::new(ErrorKind::TooLarge { requested: len_bytes, limit }, message);
+            let error = too_large(len_bytes, limit, info.memory_limit_name.as_deref());
             return Err(self.name_error(error, "device.allocate"));
         }
         self.0.allocate(len_bytes, kind).map_err(|e| self.name_error(e, "device.allocate"))
@@ -362,6 +363,19 @@ impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({}, {})", self.id(), self.info().name)
     }
+}
+
+/// The error for an allocation beyond `limit`, which whatever has this name sets, or else the device.
+pub(crate) fn too_large(requested: u64, limit: u64, name: Option<&str>) -> Error {
+    let message = match name {
+        Some(name) => format!(
+            "{requested} bytes in one allocation, but {name} is {limit}; raise it, or use smaller tensors or batches"
+        ),
+        None => format!(
+            "{requested} bytes in one allocation, but the device allows {limit}; use smaller tensors or batches"
+        ),
+    };
+    Error::new(ErrorKind::TooLarge { requested, limit }, message)
 }
 
 #[cfg(test)]

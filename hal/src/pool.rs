@@ -25,6 +25,7 @@
 
 mod arena;
 
+use crate::device::too_large;
 use crate::{Arg, Buffer, BufferSlice, Device, Error, ErrorKind, Event, Health, MemoryKind, Result, Stream};
 use arena::{Arena, Findings, Garbage, Grant, LaneFinding, LaneSurvey, Marker, Request, Survey, Use};
 use std::fmt;
@@ -45,6 +46,8 @@ const WAIT_SLICE: Duration = Duration::from_millis(2);
 pub struct PoolConfig {
     /// Most bytes to hold of the device, `None` for all that it gives.
     pub limit_bytes: Option<u64>,
+    /// What set that limit, for messages: the key of a profile, a variable.
+    pub limit_name: Option<String>,
     /// Largest segment that several allocations share; a request of more than half of it gets a segment of its
     /// own. No larger than the device's largest allocation.
     pub segment_bytes: u64,
@@ -65,6 +68,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             limit_bytes: None,
+            limit_name: None,
             segment_bytes: 64 << 20,
             initial_segment_bytes: 2 << 20,
             alignment_bytes: MIN_ALIGNMENT_BYTES,
@@ -450,13 +454,11 @@ impl Inner {
     fn chunk_len(&self, len: u64) -> Result<u64> {
         if len > self.largest_bytes {
             let limit = self.largest_bytes;
-            let cause = match self.config.limit_bytes {
-                Some(bytes) if bytes == limit => "the pool's limit is",
-                _ => "the device allows",
+            let name = match self.config.limit_bytes {
+                Some(bytes) if bytes == limit => Some(self.limit_name()),
+                _ => self.device.info().memory_limit_name.as_deref(),
             };
-            let message =
-                format!("{len} bytes in one allocation, but {cause} {limit}; use smaller tensors or batches");
-            return Err(Error::new(ErrorKind::TooLarge { requested: len, limit }, message));
+            return Err(too_large(len, limit, name));
         }
         if self.config.isolate {
             return Ok(len);
@@ -490,11 +492,25 @@ impl Inner {
         if pending_bytes > 0 {
             message += &format!("; {pending_bytes} more wait for other streams");
         }
-        message += match self.config.limit_bytes {
-            Some(_) => "; drop tensors, use smaller batches or raise the pool's limit",
-            None => "; drop tensors or use smaller batches",
+        let chunk_len = self.chunk_len(len).unwrap_or(len);
+        let info = self.device.info();
+        let in_force = match self.config.limit_bytes {
+            Some(limit) if limit.saturating_sub(reserved_bytes) < chunk_len => {
+                Some((self.limit_name(), limit))
+            }
+            _ => info.memory_limit_name.as_deref().map(|name| (name, info.memory_bytes)),
+        };
+        message += &match in_force {
+            Some((name, bytes)) => {
+                format!("; drop tensors, use smaller batches or raise {name}, now {bytes} bytes")
+            }
+            None => "; drop tensors or use smaller batches".to_owned(),
         };
         out_of_memory(len, free, message)
+    }
+
+    fn limit_name(&self) -> &str {
+        self.config.limit_name.as_deref().unwrap_or("the pool's limit")
     }
 
     fn empty(&self) -> Result<&Buffer> {

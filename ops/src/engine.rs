@@ -130,7 +130,8 @@ impl Engine {
     ) -> Result<Self> {
         let stream = device.create_stream()?;
         let limit = profile.memory().pool_limit.map(|limit| limit.bytes(device.info().memory_bytes));
-        let config = PoolConfig { limit_bytes: limit, ..PoolConfig::default() };
+        let limit_name = Some(format!("memory.pool_limit of profile '{}'", profile.name()));
+        let config = PoolConfig { limit_bytes: limit, limit_name, ..PoolConfig::default() };
         let pool = Pool::new(device.clone(), memory_kind(&device, &profile)?, config);
         Ok(Self(Arc::new(Inner {
             device,

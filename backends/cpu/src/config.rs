@@ -21,7 +21,7 @@ const DEFAULT_MEMORY_BYTES: u64 = 1 << 30;
 
 impl CpuConfig {
     /// Reads `HALITE_CPU_THREADS` (a count) and `HALITE_CPU_MEMORY` (bytes, or a number with one of the units
-    /// `KB MB GB TB KiB MiB GiB TiB`). What is not set keeps its default.
+    /// `KB MB GB TB KiB MiB GiB TiB`). What is not set, or empty, keeps its default.
     ///
     /// # Errors
     /// `InvalidArgument` that names the variable, its value and what was expected.
@@ -37,13 +37,14 @@ impl CpuConfig {
     }
 
     fn parse(threads: Option<&str>, memory: Option<&str>) -> Result<Self> {
-        let threads = threads.map(|text| {
+        let given = |text: &&str| !text.trim().is_empty();
+        let threads = threads.filter(given).map(|text| {
             let expected =
                 || format!("HALITE_CPU_THREADS is '{text}', expected a count from 1 to {MAX_THREADS}");
             let count = text.trim().parse().map_err(|_| Error::invalid(expected()))?;
             if (1..=MAX_THREADS).contains(&count) { Ok(count) } else { Err(Error::invalid(expected())) }
         });
-        let memory = memory.map(|text| {
+        let memory = memory.filter(given).map(|text| {
             parse_bytes(text).filter(|&bytes| bytes > 0).ok_or_else(|| {
                 Error::invalid(format!(
                     "HALITE_CPU_MEMORY is '{text}', expected a number of bytes above 0 such as 1073741824, 512MiB or 8GB"
@@ -132,6 +133,7 @@ mod tests {
         let config = CpuConfig::parse(Some("3"), Some("1MiB")).unwrap();
         assert_eq!((config.threads, config.memory_limit_bytes), (Some(3), Some(1 << 20)));
         assert_eq!(CpuConfig::parse(None, None).unwrap(), CpuConfig::default());
+        assert_eq!(CpuConfig::parse(Some(""), Some(" ")).unwrap(), CpuConfig::default(), "empty is not set");
     }
 
     #[test]

@@ -43,7 +43,10 @@ impl CpuBackend {
         }
         let threads = self.config.resolved_threads()?;
         let memory_bytes = self.config.resolved_memory_bytes();
-        Ok(self.probed.get_or_init(|| describe(threads, memory_bytes)))
+        let mut info = describe(threads, memory_bytes);
+        info.memory_limit_name =
+            self.config.memory_limit_bytes.map(|_| "the CPU's memory limit (HALITE_CPU_MEMORY)".to_owned());
+        Ok(self.probed.get_or_init(|| info))
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use halite_cpu::{CpuBackend, CpuConfig};
 use halite_hal::driver::Backend;
-use halite_hal::{Access, DType, ErrorKind, Health, MemoryKind, Registry};
+use halite_hal::{Access, DType, ErrorKind, Health, MemoryKind, Pool, PoolConfig, Registry};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -52,6 +52,31 @@ fn an_open_device_is_opened_once() {
     drop((first, second));
     drop(buffer);
     assert_eq!(backend.open(0).unwrap().memory().unwrap().used_bytes, 0);
+}
+
+#[test]
+fn a_memory_limit_that_was_set_is_named_when_it_is_in_force() {
+    let config = CpuConfig { threads: Some(1), memory_limit_bytes: Some(1 << 20) };
+    let device = CpuBackend::new(config).open(0).unwrap();
+    let stream = device.create_stream().unwrap();
+    let pool = Pool::new(device.clone(), MemoryKind::Device, PoolConfig::default());
+    for error in [
+        device.allocate(2 << 20, MemoryKind::Device).unwrap_err(),
+        pool.allocate(&stream, 2 << 20).unwrap_err(),
+    ] {
+        assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }), "{error}");
+        let part = "the CPU's memory limit (HALITE_CPU_MEMORY) is 1048576; raise it";
+        assert!(error.message().contains(part), "{error}");
+    }
+    let _held = pool.allocate(&stream, 1 << 20).unwrap();
+    let error = pool.allocate(&stream, 1 << 20).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OutOfMemory { .. }), "{error}");
+    let part = "or raise the CPU's memory limit (HALITE_CPU_MEMORY), now 1048576 bytes";
+    assert!(error.message().contains(part), "{error}");
+
+    let device = CpuBackend::new(CpuConfig::default()).open(0).unwrap();
+    let error = device.allocate(u64::MAX, MemoryKind::Device).unwrap_err();
+    assert!(!error.message().contains("HALITE_CPU_MEMORY"), "{error}");
 }
 
 #[test]

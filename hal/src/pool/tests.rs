@@ -304,6 +304,35 @@ fn requests_beyond_the_device_or_the_limit_are_too_large() {
 }
 
 #[test]
+fn a_limit_with_a_name_is_named_where_it_is_in_force() {
+    let null = null_of(1 << 20);
+    let limited = |bytes| {
+        let limit_name = Some("memory.pool_limit of profile 'tiny'".to_owned());
+        pool_on(&null, PoolConfig { limit_bytes: Some(bytes), limit_name, ..small_segments() })
+    };
+    let (pool, stream) = limited(1000);
+    let error = pool.allocate(&stream, 1001).unwrap_err();
+    assert_eq!(
+        error.message(),
+        "1001 bytes in one allocation, but memory.pool_limit of profile 'tiny' is 1000; raise it, or use smaller \
+         tensors or batches"
+    );
+    let _held = pool.allocate(&stream, 1000).unwrap();
+    let error = pool.allocate(&stream, 1000).unwrap_err();
+    assert!(
+        error.message().ends_with("or raise memory.pool_limit of profile 'tiny', now 1000 bytes"),
+        "{error}"
+    );
+
+    // The device is full long before this limit, so raising it would not help.
+    let (pool, stream) = limited(1 << 30);
+    let _held = pool.allocate(&stream, 500 << 10).unwrap();
+    let _more = pool.allocate(&stream, 500 << 10).unwrap();
+    let error = pool.allocate(&stream, 100 << 10).unwrap_err();
+    assert!(error.message().ends_with("; drop tensors or use smaller batches"), "{error}");
+}
+
+#[test]
 fn the_limit_holds_and_its_error_says_what_is_free() {
     let null = null_of(1 << 20);
     let (pool, stream) = pool_on(&null, PoolConfig { limit_bytes: Some(64 * KIB), ..small_segments() });
