@@ -4,6 +4,8 @@
 //! clusters, greedily and in linear time: every unit has a position in a valid order, and a node may join a
 //! cluster (or two clusters merge) only if that order stays valid.
 
+mod epilogue;
+
 use crate::access::{Access, Source, ValueIndex};
 use crate::build::{build_cluster, build_reduction, conv, dot, pad, window};
 use crate::cluster::Cluster;
@@ -430,6 +432,7 @@ impl<'a> Fuser<'a> {
     }
 
     fn finish(mut self, outputs: Vec<(usize, ValueIndex)>) -> Fused {
+        self.absorb_epilogues(&outputs);
         self.absorb_reductions(&outputs);
         let mut order: Vec<UnitId> =
             (0..self.drafts.len()).filter(|&unit| self.drafts[unit].merged_into.is_none()).collect();

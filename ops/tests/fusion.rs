@@ -331,3 +331,94 @@ fn gradients_of_a_fused_graph_agree_with_the_reference() {
         }
     }
 }
+
+/// Operations that an evaluation runs, in order; one may take several launches.
+fn launched(engine: &Engine, tensor: &Tensor) -> Vec<String> {
+    let mut ops: Vec<String> =
+        engine.explain(&[tensor]).unwrap().into_iter().map(|launch| launch.op).collect();
+    ops.dedup();
+    ops
+}
+
+fn agrees_with_the_reference(tensor: &Tensor) {
+    let expected = evaluate(&[tensor], &[]).unwrap().swap_remove(0);
+    for (place, (got, expected)) in tensor.to_f64().unwrap().iter().zip(expected.data).enumerate() {
+        assert!((got - expected).abs() < 1e-5, "element {place}: {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_contraction_takes_in_the_bias_and_the_relu_behind_it() {
+    for engine in [common::cpu(), common::npu()] {
+        let x = vector(&engine, 6 * 5).reshape(&[6, 5]).unwrap();
+        let w = vector(&engine, 5 * 7).reshape(&[5, 7]).unwrap();
+        let (columns, rows) = (vector(&engine, 7), vector(&engine, 6).reshape(&[6, 1]).unwrap());
+        for bias in [&columns, &rows] {
+            let y = x.matmul(&w).unwrap().add(bias).unwrap().relu().unwrap();
+            assert_eq!(launched(&engine, &y), ["dot_general"]);
+            agrees_with_the_reference(&y);
+            // The bias on the left, and no relu.
+            let y = bias.add(&x.matmul(&w).unwrap()).unwrap();
+            assert_eq!(launched(&engine, &y), ["dot_general"]);
+            agrees_with_the_reference(&y);
+        }
+        let images = vector(&engine, 2 * 3 * 6 * 6).reshape(&[2, 3, 6, 6]).unwrap();
+        let filter = vector(&engine, 4 * 3 * 9).reshape(&[4, 3, 3, 3]).unwrap();
+        let channels = vector(&engine, 4).reshape(&[1, 4, 1, 1]).unwrap();
+        let y = images.conv2d(&filter, 1).unwrap().add(&channels).unwrap().relu().unwrap();
+        assert_eq!(launched(&engine, &y), ["conv_general"]);
+        agrees_with_the_reference(&y);
+    }
+}
+
+#[test]
+fn what_follows_a_bias_stays_a_kernel_and_batches_share_it() {
+    let engine = common::cpu();
+    let x = vector(&engine, 3 * 4 * 5).reshape(&[3, 4, 5]).unwrap();
+    let w = vector(&engine, 3 * 5 * 2).reshape(&[3, 5, 2]).unwrap();
+    let bias = vector(&engine, 2);
+    let y = x.matmul(&w).unwrap().add(&bias).unwrap().tanh().unwrap();
+    assert_eq!(launched(&engine, &y), ["dot_general", "elementwise"]);
+    agrees_with_the_reference(&y);
+}
+
+#[test]
+fn an_addition_that_is_no_bias_stays_outside() {
+    let engine = common::cpu();
+    let x = vector(&engine, 16).reshape(&[4, 4]).unwrap();
+    let product = || x.matmul(&x).unwrap();
+    let vectors = vector(&engine, 8);
+    let later = product().sum(&[0]).unwrap();
+    for (what, y) in [
+        ("a matrix", product().add(&x).unwrap()),
+        ("a part of a longer vector", product().add(&vectors.narrow(0, 0, 4).unwrap()).unwrap()),
+        ("a flipped vector", product().add(&vector(&engine, 4).flip(&[0]).unwrap()).unwrap()),
+        ("a number", product().add(0.5).unwrap()),
+        ("the same product", product().add(&product()).unwrap()),
+        ("a sum of the same product", product().add(&later).unwrap()),
+    ] {
+        assert!(launched(&engine, &y).contains(&"elementwise".to_owned()), "{what}");
+        agrees_with_the_reference(&y);
+    }
+}
+
+#[test]
+fn values_that_are_wanted_besides_are_not_absorbed() {
+    let engine = common::cpu();
+    let x = vector(&engine, 12).reshape(&[4, 3]).unwrap();
+    let w = vector(&engine, 6).reshape(&[3, 2]).unwrap();
+    let bias = vector(&engine, 2);
+    let product = x.matmul(&w).unwrap();
+    let sum = product.add(&bias).unwrap();
+    let y = sum.relu().unwrap();
+    eval(&[&y]).unwrap();
+    // All handles are live, so each has its value now.
+    for tensor in [&product, &sum, &y] {
+        assert!(tensor.is_settled());
+    }
+    let (product, sum) = (product.to_f64().unwrap(), sum.to_f64().unwrap());
+    for (place, y) in y.to_f64().unwrap().into_iter().enumerate() {
+        assert!((sum[place] - product[place]).abs() > 0.0);
+        assert_eq!(y, sum[place].max(0.0));
+    }
+}
