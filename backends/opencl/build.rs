@@ -2,7 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=stub/opencl.c");
+    println!("cargo::rerun-if-changed=stub");
     // NOTE: the bindings name the framework there, which is a part of every macOS.
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos") {
         return;

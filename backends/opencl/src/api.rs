@@ -239,6 +239,16 @@ impl Context {
         Mem::made(raw, code, "clCreateBuffer")
     }
 
+    /// A buffer with a copy of these bytes, at least one.
+    pub(crate) fn create_buffer_of(&self, bytes: &[u8]) -> Result<Mem> {
+        let mut code = 0;
+        let flags = ffi::CL_MEM_READ_WRITE | ffi::CL_MEM_COPY_HOST_PTR;
+        let start = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the bytes are as many as told, only read from, and only by this call.
+        let raw = unsafe { ffi::clCreateBuffer(self.0, flags, bytes.len(), start, &mut code) };
+        Mem::made(raw, code, "clCreateBuffer")
+    }
+
     /// A buffer over host memory.
     ///
     /// # Safety

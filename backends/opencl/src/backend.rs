@@ -70,7 +70,7 @@ impl driver::Backend for OpenClBackend {
         let shared = match slot.upgrade().filter(|open| !open.is_lost()) {
             Some(open) => open,
             None => {
-                let cache = Cache::new(self.cache_folder.clone());
+                let cache = Cache::new(self.cache_folder.clone(), device.keeps_kernels);
                 let open = DeviceShared::open(library::load()?, device.clone(), cache)?;
                 *slot = std::sync::Arc::downgrade(&open);
                 open

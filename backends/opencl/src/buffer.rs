@@ -15,7 +15,7 @@
 //! never hands out overlapping ranges. Transfers name the buffer with an offset, which needs no alignment: a context here
 //! has one device, so that the driver has no second copy of a buffer to bring up to date.
 
-use crate::api::Mem;
+use crate::api::{Mem, Waits};
 use crate::device::{DeviceShared, lock};
 use crate::library::Library;
 use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, MemoryKind, Result};
@@ -158,14 +158,33 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
 
 /// A buffer of zeros. OpenCL leaves fresh memory undefined, which may be what another process left behind.
 fn allocate_device(device: &DeviceShared, len: usize) -> Result<Backing> {
+    if device.found.is_processor {
+        // There the driver copies at once, and no kernel in flight keeps this from ending.
+        let zeros = zeros(len).ok_or_else(|| no_room("the host has no memory for its zeros"))?;
+        return device.context.create_buffer_of(&zeros).map(Backing::Buffer);
+    }
     let mem = device.context.create_buffer(ffi::CL_MEM_READ_WRITE, len)?;
     // The longest pattern that divides the length: some drivers loop over patterns.
     let pattern = &[0; 16][..1 << len.trailing_zeros().min(4)];
     device.on_service_queue(|queue| {
-        queue.fill((&mem, 0), len, pattern, &crate::api::Waits::new(&[]))?;
+        queue.fill((&mem, 0), len, pattern, &Waits::new(&[]))?;
         queue.finish()
     })?;
     Ok(Backing::Buffer(mem))
+}
+
+/// `len` zeros, at least one; none when the host is full. The system's zeros, of which no page is touched.
+fn zeros(len: usize) -> Option<Box<[u8]>> {
+    let layout = std::alloc::Layout::array::<u8>(len).ok()?;
+    // SAFETY: the layout has a size.
+    let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+    // SAFETY: fresh memory of the layout that a box of so many bytes gives back.
+    Some(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start.as_ptr(), len)) })
+}
+
+/// Numbers are added by the caller.
+fn no_room(reason: &str) -> Error {
+    Error::new(ErrorKind::OutOfMemory { requested: 0, free: 0 }, reason)
 }
 
 fn allocate_shared(device: &DeviceShared, calls: SharedMemoryCalls, len: usize) -> Result<Backing> {
@@ -175,8 +194,7 @@ fn allocate_shared(device: &DeviceShared, calls: SharedMemoryCalls, len: usize) 
     // SAFETY: the context is alive; an alignment of 0 is the device's own.
     let address = unsafe { (calls.allocate)(device.context.raw(), flags, len, 0) };
     if address.is_null() {
-        let kind = ErrorKind::OutOfMemory { requested: 0, free: 0 };
-        return Err(Error::new(kind, "the driver gives no shared memory").in_call("clSVMAlloc"));
+        return Err(no_room("the driver gives no shared memory").in_call("clSVMAlloc"));
     }
     // SAFETY: `len` fresh bytes, which nobody else knows of.
     unsafe { address.cast::<u8>().write_bytes(0, len) };

@@ -5,6 +5,7 @@
 //! a driver. Whatever goes wrong here costs a compilation and nothing else.
 
 use sha2::{Digest, Sha256};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -39,10 +40,19 @@ pub(crate) fn key(fields: &[&str]) -> Key {
 }
 
 impl Cache {
-    /// The folder `explicit`, or else the one that the environment names.
-    pub(crate) fn new(explicit: Option<PathBuf>) -> Self {
-        let folder = explicit.or_else(|| default_folder(|name| std::env::var_os(name), std::env::home_dir()));
+    /// The folder `explicit`, or else the one that the environment names, or else the user's own. That last one is not
+    /// used where the driver keeps compiled kernels itself and is slow to give them away.
+    pub(crate) fn new(explicit: Option<PathBuf>, driver_keeps_kernels: bool) -> Self {
+        let variable = |name: &str| std::env::var_os(name);
+        let own = || if driver_keeps_kernels { None } else { user_folder(variable, std::env::home_dir()) };
+        let folder = explicit.or_else(|| chosen_folder(variable)).or_else(own);
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
         Self { folder: folder.map(|folder| folder.join("opencl")) }
+    }
+
+    /// Whether anything is kept.
+    pub(crate) fn is_on(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// The binary for `key`, if there is an intact one.
@@ -158,14 +168,13 @@ fn trim(folder: &Path, most: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// What the user's variable says; empty for none at all.
+fn chosen_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    variable(CACHE_VARIABLE).map(PathBuf::from)
+}
+
 /// XDG base directory on Unix, `Caches` on macOS, `LOCALAPPDATA` on Windows.
-fn default_folder(
-    variable: impl Fn(&str) -> Option<std::ffi::OsString>,
-    home: Option<PathBuf>,
-) -> Option<PathBuf> {
-    if let Some(folder) = variable(CACHE_VARIABLE) {
-        return Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty());
-    }
+fn user_folder(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
     // The XDG specification says that a relative path is to be ignored; elsewhere it has no meaning either.
     let absolute = |path: PathBuf| Some(path).filter(|path| path.is_absolute());
     let folder = |name: &str| variable(name).map(PathBuf::from).and_then(absolute);
@@ -197,7 +206,7 @@ mod tests {
         }
 
         fn cache(&self) -> Cache {
-            Cache::new(Some(self.0.clone()))
+            Cache::new(Some(self.0.clone()), false)
         }
     }
 
@@ -256,7 +265,7 @@ mod tests {
         let folder = Folder::new("unwritable");
         let file = folder.0.join("file");
         fs::write(&file, "in the way").unwrap();
-        let cache = Cache::new(Some(file));
+        let cache = Cache::new(Some(file), false);
         cache.write(&key(&["k"]), b"code");
         assert_eq!(cache.read(&key(&["k"])), None);
         let none = Cache { folder: None };
@@ -282,23 +291,31 @@ mod tests {
         assert_eq!(left(), [false, false, false]);
     }
 
+    #[test]
+    fn a_chosen_folder_wins_and_an_empty_one_keeps_nothing() {
+        let chosen =
+            |value: &'static str| chosen_folder(move |name| (name == CACHE_VARIABLE).then(|| value.into()));
+        assert_eq!(chosen("/elsewhere"), Some("/elsewhere".into()));
+        assert_eq!(chosen_folder(|_| None), None);
+        assert!(Cache::new(Some("/elsewhere".into()), true).is_on());
+        assert!(!Cache::new(Some(chosen("").unwrap()), false).is_on());
+    }
+
     #[cfg(all(unix, not(target_os = "macos")))]
     #[test]
-    fn the_environment_names_the_folder() {
+    fn the_system_names_the_users_folder() {
         let home = || Some(PathBuf::from("/home/ada"));
         for (variables, home, expected) in [
             (vec![], home(), Some("/home/ada/.cache/halite")),
             (vec![], None, None),
             (vec![("XDG_CACHE_HOME", "/var/cache")], home(), Some("/var/cache/halite")),
             (vec![("XDG_CACHE_HOME", "relative")], home(), Some("/home/ada/.cache/halite")),
-            (vec![("HALITE_CACHE_DIR", "/elsewhere"), ("XDG_CACHE_HOME", "/x")], home(), Some("/elsewhere")),
-            (vec![("HALITE_CACHE_DIR", "")], home(), None),
         ] {
             let variable = |name: &str| {
                 let found = variables.iter().find(|(known, _)| *known == name);
-                found.map(|(_, value)| std::ffi::OsString::from(value))
+                found.map(|(_, value)| OsString::from(value))
             };
-            assert_eq!(default_folder(variable, home), expected.map(PathBuf::from), "{variables:?}");
+            assert_eq!(user_folder(variable, home), expected.map(PathBuf::from), "{variables:?}");
         }
     }
 }

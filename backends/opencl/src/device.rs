@@ -100,7 +100,10 @@ impl DeviceShared {
     pub(crate) fn create_queue(&self) -> Result<Queue> {
         let create = |profiling| self.context.create_queue(self.found.handle, profiling);
         match create(self.found.has_profiling) {
-            Err(error) if self.found.has_profiling && !matches!(error.kind(), ErrorKind::DeviceLost) => {
+            Err(error)
+                if self.found.has_profiling
+                    && matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidArgument) =>
+            {
                 create(false)
             }
             created => created,

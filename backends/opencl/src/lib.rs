@@ -4,6 +4,9 @@
 //! accelerators, then processors) and runs kernels from OpenCL C, which it compiles once per driver and keeps on disk.
 //! Nothing is linked: the same binary starts where there is no OpenCL.
 //!
+//! Two environment variables matter: `HALITE_OPENCL_LIBRARY` names the library to open instead of searching, and
+//! `HALITE_CACHE_DIR` the folder for compiled kernels (empty for none).
+//!
 //! What a device can do is probed, never assumed: `fp16`, `fp64`, `subgroups`, `int64_atomics`, `images`,
 //! `unified_memory`, and `local_memory` where it is memory of its own and not a part of the global one.
 //!

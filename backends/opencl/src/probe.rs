@@ -27,6 +27,10 @@ pub(crate) struct Found {
     /// Whether the host and kernels may share memory that needs no mapping.
     pub(crate) has_shared_memory: bool,
     pub(crate) max_global_size: u64,
+    /// Whether it is the host's own processor.
+    pub(crate) is_processor: bool,
+    /// Whether the driver keeps compiled kernels itself and is slow to give them away.
+    pub(crate) keeps_kernels: bool,
 }
 
 /// Every device of every platform that the layer can use, in the order of their numbers.
@@ -111,7 +115,7 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
             return Err(what.into());
         }
     }
-    let rank = rank(long(ffi::CL_DEVICE_TYPE)?);
+    let types = long(ffi::CL_DEVICE_TYPE)?;
     let extensions = text(ffi::CL_DEVICE_EXTENSIONS).unwrap_or_default();
     let has = |extension: &str| extensions.split_whitespace().any(|own| own == extension);
     let is_full = text(ffi::CL_DEVICE_PROFILE).map_or(true, |profile| profile == "FULL_PROFILE");
@@ -187,10 +191,13 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
         has_profiling: bits(ffi::CL_DEVICE_QUEUE_PROPERTIES) & ffi::CL_QUEUE_PROFILING_ENABLE != 0,
         has_shared_memory: version >= (2, 0)
             && bits(ffi::CL_DEVICE_SVM_CAPABILITIES) & ffi::CL_DEVICE_SVM_FINE_GRAIN_BUFFER != 0,
+        is_processor: types & ffi::CL_DEVICE_TYPE_CPU != 0,
+        // NOTE: PoCL has a cache of its own, and compiles all kernels of a program once more when asked for its binary.
+        keeps_kernels: identity[0] == "Portable Computing Language",
         max_global_size: if is_64_bit { usize::MAX as u64 } else { u32::MAX.into() },
         info,
     };
-    Ok((rank, found))
+    Ok((rank(types), found))
 }
 
 /// GPUs before accelerators before processors: what a user without a choice of their own would want.

@@ -69,9 +69,11 @@ impl DeviceShared {
             ErrorKind::Build { .. } => self.build_failure(&program, &error),
             _ => error,
         })?;
-        match program.binary() {
-            Ok(binary) => self.programs.cache.write(key, &binary),
-            Err(error) => log::debug!("{}: no binary to keep: {error}", self.info().id),
+        if self.programs.cache.is_on() {
+            match program.binary() {
+                Ok(binary) => self.programs.cache.write(key, &binary),
+                Err(error) => log::debug!("{}: no binary to keep: {error}", self.info().id),
+            }
         }
         Ok(program)
     }

@@ -11,7 +11,7 @@
 use crate::api::{Mem, Queue, RawEvent, Waits};
 use crate::buffer::{Argument, Place, place};
 use crate::device::{DeviceShared, lock};
-use crate::error;
+use crate::error::{self, SUCCESS};
 use crate::event::{self, OpenClEvent, Point, wait_for};
 use crate::kernel;
 use halite_hal::driver::{self, HostBytes, HostTarget};
@@ -65,6 +65,8 @@ struct State {
     /// The first failure, and the number of the first command that it concerns.
     failure: Option<(u64, Error)>,
     pending: VecDeque<Pending>,
+    /// What the driver still works on, or says so, although the device is lost.
+    abandoned: Vec<Pending>,
     unflushed: usize,
 }
 
@@ -88,6 +90,21 @@ impl Drop for OpenClStream {
     }
 }
 
+impl Drop for StreamShared {
+    fn drop(&mut self) {
+        // Whoever lost the device may still read and write the memory, which is then never freed.
+        let abandoned = std::mem::take(&mut lock(&self.state).abandoned);
+        if abandoned.iter().any(|command| command.point.is_running()) {
+            log::warn!(
+                "{}: {} commands of a lost device are abandoned",
+                self.device.info().id,
+                abandoned.len()
+            );
+            std::mem::forget(abandoned);
+        }
+    }
+}
+
 impl StreamShared {
     pub(crate) fn create(device: &Arc<DeviceShared>) -> Result<Arc<Self>> {
         let state = State {
@@ -95,6 +112,7 @@ impl StreamShared {
             sequence: 0,
             failure: None,
             pending: VecDeque::new(),
+            abandoned: Vec::new(),
             unflushed: 0,
         };
         Ok(Arc::new(Self { state: Mutex::new(state), device: device.clone() }))
@@ -175,12 +193,21 @@ impl StreamShared {
             };
             let front = state.pending.pop_front().expect("it was looked at above");
             _ = front.point.outcome.set(outcome);
-            over.push(front);
+            if front.point.is_running() && self.device.is_lost() {
+                state.abandoned.push(front);
+            } else {
+                over.push(front);
+            }
         }
+        over.extend(state.abandoned.extract_if(.., |command| !command.point.is_running()));
         (over, None)
     }
 
     pub(crate) fn synchronize(self: &Arc<Self>, timeout: Option<Duration>) -> Result<()> {
+        if self.device.is_lost() {
+            self.settle(0);
+            return self.device.check();
+        }
         let (last, sequence) = {
             let mut state = lock(&self.state);
             state.flush(&self.device);
@@ -217,9 +244,15 @@ impl StreamShared {
             return Err(failure.clone());
         }
         let before = state.pending.back().map(|last| &last.point.raw);
-        let events: Vec<&RawEvent> =
-            before.into_iter().chain(foreign.as_ref().map(|point| &point.raw)).collect();
-        let raw = match self.device.noting_loss(run(&state.queue, &Waits::new(&events))) {
+        // NOTE: in some drivers (PoCL 3.1) what is enqueued behind a command that has failed already never ends.
+        let result = match before.map(RawEvent::status) {
+            Some(Ok(code @ ..SUCCESS)) => Err(error::execution(code, "the work before")),
+            _ => {
+                let events = before.into_iter().chain(foreign.as_ref().map(|point| &point.raw));
+                run(&state.queue, &Waits::new(&events.collect::<Vec<_>>()))
+            }
+        };
+        let raw = match self.device.noting_loss(result) {
             Ok(raw) => raw,
             Err(error) => {
                 drop(state);
@@ -416,6 +449,8 @@ impl driver::Stream for OpenClStream {
         // SAFETY: the memory is as long as the range (`driver::Stream`) and borrowed until the wait below is over.
         let point = unsafe { self.0.transfer("a read", target, place(src)?, src.len_bytes(), held)? };
         self.0.flush();
+        // Whatever else has happened, the memory is the caller's again only when the driver is done with it.
+        point.wait_until_over();
         point.wait(None).unwrap_or_else(|| Err(event::timed_out(None)))
     }
 

@@ -5,8 +5,9 @@ use halite_hal::driver::Backend as _;
 use halite_hal::{
     Access, ArgType, BufferSlice, DType, Device, Error, Kernel, KernelSource, MemoryKind, Signature, Stream,
 };
-use halite_opencl::OpenClBackend;
+use halite_opencl::{LIBRARY_VARIABLE, OpenClBackend};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// Set where a missing OpenCL device is a failure and no reason to skip.
@@ -17,11 +18,9 @@ pub(crate) fn device() -> Option<Device> {
     found(backend().open(0))
 }
 
-/// The backend, with compiled kernels in a folder of this test's process.
+/// The backend, with compiled kernels in the folder of the tests.
 pub(crate) fn backend() -> OpenClBackend {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
-    OpenClBackend::new().with_cache_folder(folder)
+    OpenClBackend::new().with_cache_folder(temporary().join("kernels"))
 }
 
 /// What was found; `None`, with a printed reason, where nothing was and nothing has to be.
@@ -72,6 +71,7 @@ __kernel void slow(__global uint *x, uint rounds) {
     x[1] = state;
     x[0] += 1;
 }
+__kernel void fault() {}
 ";
 
 /// Enough rounds of `slow` for a fraction of a second.
@@ -107,6 +107,11 @@ pub(crate) fn slow(device: &Device) -> Kernel {
     device.load(&text(SOURCE, "slow", [1, 1, 1], vec![U32_BOTH, U32])).unwrap()
 }
 
+/// A kernel that ends as the misbehaving driver is told to.
+pub(crate) fn fault(device: &Device) -> Kernel {
+    device.load(&text(SOURCE, "fault", [1, 1, 1], vec![])).unwrap()
+}
+
 /// A new buffer with these bytes.
 pub(crate) fn upload(device: &Device, stream: &Stream, bytes: &[u8]) -> BufferSlice {
     let slice = device.allocate(bytes.len() as u64, MemoryKind::Device).unwrap().all();
@@ -117,4 +122,60 @@ pub(crate) fn upload(device: &Device, stream: &Stream, bytes: &[u8]) -> BufferSl
 /// The bytes of a range.
 pub(crate) fn download(stream: &Stream, slice: &BufferSlice) -> Vec<u8> {
     stream.read(slice).unwrap().wait().unwrap()
+}
+
+/// Runs the test of this name again, alone in a process with these variables and a driver that misbehaves as they say
+/// (see `shim/shim.c`). `Some` in that process, `None` in this one, where the outcome has been checked.
+pub(crate) fn with_shim(test: &str, variables: &[(&str, &str)]) -> Option<()> {
+    const CHILD: &str = "HALITE_OPENCL_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return Some(());
+    }
+    device()?;
+    let shim = shim()?;
+    let variables = variables.iter().copied();
+    child(test, variables.chain([(CHILD, "1"), (LIBRARY_VARIABLE, shim.to_str().unwrap())]));
+    None
+}
+
+/// Runs one test of this executable alone in a process with these variables, and checks that it passed.
+pub(crate) fn child<'a>(test: &str, variables: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).envs(variables);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{test} in a process of its own: {text}");
+}
+
+/// The library of `shim/shim.c`; `None`, with a printed reason, where it cannot be compiled.
+fn shim() -> Option<&'static Path> {
+    static SHIM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let compile = || {
+        if !cfg!(target_os = "linux") {
+            println!("skipped: the misbehaving driver is written for Linux");
+            return None;
+        }
+        // Other test processes may compile it at the same time.
+        let name = format!("libshim-{}.so", std::process::id());
+        let (beside, path) = (temporary().join(name), temporary().join("libshim.so"));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shim/shim.c");
+        let mut command = Command::new("cc");
+        command.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"]);
+        match command.arg(&beside).args([source, "-ldl"]).output() {
+            Ok(output) => {
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                std::fs::rename(beside, &path).unwrap();
+                Some(path)
+            }
+            Err(error) => {
+                println!("skipped: no C compiler: {error}");
+                None
+            }
+        }
+    };
+    SHIM.get_or_init(compile).as_deref()
+}
+
+fn temporary() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
