@@ -4,12 +4,21 @@ use std::fmt::Display;
 
 use crate::yaml::quote;
 
-/// Says what to write instead of `word`: the closest accepted word, or the whole list where none is close.
+/// How many words a message lists, so that it stays one that a person reads.
+const MAX_LISTED: usize = 16;
+
+/// Says what to write instead of `word`: the closest accepted word, or the list where none is close.
 pub(crate) fn advice<S: AsRef<str>>(word: &str, accepted: &[S]) -> String {
     match closest(word, accepted) {
         Some(best) => format!("did you mean '{}'?", quote(&best)),
         None if accepted.is_empty() => "none is accepted here".to_owned(),
-        None => format!("use one of {}", list(accepted.iter().map(|word| quote(&word.as_ref())))),
+        None => {
+            let listed = list(accepted.iter().take(MAX_LISTED).map(|word| quote(&word.as_ref())));
+            match accepted.len().saturating_sub(MAX_LISTED) {
+                0 => format!("use one of {listed}"),
+                others => format!("use one of {listed} or of {others} others"),
+            }
+        }
     }
 }
 
@@ -68,11 +77,17 @@ mod tests {
     }
 
     #[test]
-    fn advice_names_the_closest_word_or_the_whole_list() {
+    fn advice_names_the_closest_word_or_as_many_as_one_reads() {
         let accepted = ["variant", "when", "tile", "threads"];
         assert_eq!(advice("tiel", &accepted), "did you mean 'tile'?");
         assert_eq!(advice("thread", &accepted), "did you mean 'threads'?");
         assert_eq!(advice("colour", &accepted), "use one of variant, when, tile, threads");
         assert_eq!(advice::<&str>("x", &[]), "none is accepted here");
+        let many: Vec<String> = (100..120).map(|number| number.to_string()).collect();
+        let advice = advice("colour", &many);
+        assert!(
+            advice.starts_with("use one of 100, 101, ") && advice.ends_with(", 115 or of 4 others"),
+            "{advice}"
+        );
     }
 }
