@@ -4,6 +4,7 @@ use halite_hal::{Device, DeviceInfo, Discovery, ErrorKind, Layer, Registry, driv
 use halite_ops::lower::KernelVariant;
 use halite_ops::{Catalog, DType, Engine};
 use halite_profiles::{DeviceFacts, Profile, ProfileSet, SearchPath};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,9 +59,18 @@ pub struct SessionBuilder {
     backends: Vec<Arc<dyn driver::Backend>>,
     layers: Vec<Arc<dyn Layer>>,
     variants: Vec<KernelVariant>,
+    ignores_environment: bool,
 }
 
 impl SessionBuilder {
+    /// Leaves the environment aside: no variable `HALITE_*` and no profile of this user has an effect. Plugins beside
+    /// the executable are found all the same.
+    #[must_use]
+    pub fn without_environment(mut self) -> Self {
+        self.ignores_environment = true;
+        self
+    }
+
     /// Loads these NPU plugins instead of searching for some.
     #[cfg(feature = "npu")]
     #[must_use]
@@ -104,13 +114,17 @@ impl SessionBuilder {
     pub fn build(self) -> Result<Session, Error> {
         let mut registry = Registry::new();
         #[cfg(feature = "cpu")]
-        registry.register(Arc::new(halite_cpu::CpuBackend::new(halite_cpu::CpuConfig::from_env()?)))?;
+        {
+            use halite_cpu::{CpuBackend, CpuConfig};
+            let config = if self.ignores_environment { CpuConfig::default() } else { CpuConfig::from_env()? };
+            registry.register(Arc::new(CpuBackend::new(config)))?;
+        }
         #[cfg(feature = "npu")]
-        registry.register(Arc::new(npu_backend(self.plugins)?))?;
+        registry.register(Arc::new(npu_backend(self.plugins, self.ignores_environment)?))?;
         for backend in self.backends {
             registry.register(backend)?;
         }
-        if let Some(list) = std::env::var_os(LAYERS_VARIABLE) {
+        if let Some(list) = setting(LAYERS_VARIABLE, self.ignores_environment) {
             for layer in select_layers(&list.to_string_lossy(), &self.layers)? {
                 registry.add_layer(layer);
             }
@@ -119,17 +133,27 @@ impl SessionBuilder {
         for variant in self.variants {
             catalog.register(variant)?;
         }
-        let path = self.profiles.unwrap_or_else(SearchPath::from_env);
+        let path = match self.profiles {
+            Some(path) => path,
+            None if self.ignores_environment => SearchPath::builtin_only(),
+            None => SearchPath::from_env(),
+        };
         let profiles = ProfileSet::load(&path)?;
         let profile_folder = path.user_folder().map(Path::to_owned);
         Ok(Session { registry, profiles, catalog, profile_folder, fallback: Mutex::default() })
     }
 }
 
+/// A variable's value, unless it is empty or the environment is to be left aside.
+fn setting(variable: &str, ignored: bool) -> Option<OsString> {
+    if ignored { None } else { std::env::var_os(variable).filter(|value| !value.is_empty()) }
+}
+
 #[cfg(feature = "npu")]
-fn npu_backend(plugins: Vec<PathBuf>) -> Result<halite_npu::NpuBackend, Error> {
-    let named = !plugins.is_empty() || std::env::var_os(halite_npu::PATH_VARIABLE).is_some();
-    let backend = match <[PathBuf; 1]>::try_from(plugins) {
+fn npu_backend(plugins: Vec<PathBuf>, ignores_environment: bool) -> Result<halite_npu::NpuBackend, Error> {
+    let setting = |variable| setting(variable, ignores_environment);
+    let named = !plugins.is_empty() || setting(halite_npu::PATH_VARIABLE).is_some();
+    let mut backend = match <[PathBuf; 1]>::try_from(plugins) {
         Ok([file]) => halite_npu::NpuBackend::with_plugin(file),
         Err(none) if none.is_empty() => halite_npu::NpuBackend::new(),
         Err(several) => {
@@ -143,11 +167,14 @@ fn npu_backend(plugins: Vec<PathBuf>) -> Result<halite_npu::NpuBackend, Error> {
             halite_npu::NpuBackend::with_search_path(list)
         }
     };
+    if ignores_environment {
+        backend = backend.without_environment();
+    }
     if named {
         // What the user named must be there; what was merely searched for may be absent.
         backend.plugins()?;
     }
-    if std::env::var_os(halite_npu::OPTIONS_VARIABLE).is_some_and(|options| !options.is_empty()) {
+    if setting(halite_npu::OPTIONS_VARIABLE).is_some() {
         // Options that no device takes are a mistake. Without a device there is nobody to judge them.
         match driver::Backend::probe(&backend) {
             Err(error) if *error.kind() != ErrorKind::Unavailable => return Err(error.into()),

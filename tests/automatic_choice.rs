@@ -22,6 +22,7 @@ fn a_peak_beyond_any_integer_is_the_highest_and_nothing_else() {
     std::fs::create_dir_all(&folder).expect("the test's folder is writable");
     let text = "name: fast\nextends: cpu\nmatch: { backend: cpu }\npeak: { f32: 99999999999999 TFLOP/s }\n";
     std::fs::write(folder.join("fast.yaml"), text).expect("the test's folder is writable");
-    let session = Session::builder().profiles(SearchPath::new(None, [folder])).build().unwrap();
+    let session =
+        Session::builder().without_environment().profiles(SearchPath::new(None, [folder])).build().unwrap();
     assert_eq!(common::open(&session, "auto").device().id().to_string(), "cpu:0");
 }

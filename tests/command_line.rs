@@ -2,6 +2,8 @@
 
 #![allow(missing_docs)]
 
+mod common;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -12,18 +14,7 @@ const USAGE: i32 = 2;
 
 /// The program without the settings of whoever runs the test.
 fn halite(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_halite"));
-    for variable in [
-        "HALITE_PLUGIN_PATH",
-        "HALITE_PROFILE_PATH",
-        "HALITE_NPU_OPTIONS",
-        "HALITE_LAYERS",
-        "HALITE_CPU_MEMORY",
-    ] {
-        command.env_remove(variable);
-    }
-    // No profiles of this user.
-    command.env("XDG_CONFIG_HOME", env!("CARGO_TARGET_TMPDIR"));
+    let mut command = common::program(env!("CARGO_BIN_EXE_halite").as_ref());
     command.args(arguments);
     command
 }
@@ -85,12 +76,10 @@ fn devices_are_listed_with_everything_that_programs_read() {
 #[test]
 fn an_absent_backend_is_listed_with_its_reason() {
     // A folder without plugins beside a copy of the program: nothing is found.
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone");
-    std::fs::create_dir_all(&folder).unwrap();
-    let program = folder.join("halite");
+    let program = common::folder("alone").join("halite");
     std::fs::copy(env!("CARGO_BIN_EXE_halite"), &program).unwrap();
-    let mut command = Command::new(program);
-    command.env_remove("HALITE_PLUGIN_PATH").args(["devices", "--json"]);
+    let mut command = common::program(&program);
+    command.args(["devices", "--json"]);
     let (code, stdout, stderr) = output(command);
     assert_eq!(code, SUCCESS, "{stderr}");
     let list: Value = serde_json::from_str(&stdout).unwrap();
@@ -214,14 +203,18 @@ fn a_wrong_profile_is_refused_with_file_and_line() {
     };
     refused("unknown_key.yaml", "name: mine\nextends: cpu\nkernles: {}\n", &[":3", "kernles", "kernels"]);
     refused("bad_unit.yaml", "name: mine\nextends: cpu\npeak: { memory: 3 GB/h }\n", &[":3", "GB/h"]);
-    refused("cycle.yaml", "name: a\nextends: a-parent\n---\n", &["cycle.yaml"]);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cycle");
-    std::fs::create_dir_all(&folder).unwrap();
+    refused(
+        "orphan.yaml",
+        "name: orphan\nextends: nobody\n",
+        &[":2", "profile 'orphan' extends 'nobody', which is unknown"],
+    );
+    refused("two_documents.yaml", "name: a\nextends: cpu\n---\nname: b\n", &["a second document begins"]);
+    let folder = common::folder("cycle");
     std::fs::write(folder.join("a.yaml"), "name: a\nextends: b\n").unwrap();
     std::fs::write(folder.join("b.yaml"), "name: b\nextends: a\n").unwrap();
     let mut command = halite(&["devices"]);
     command.env("HALITE_PROFILE_PATH", &folder);
-    assert_refused(command, &["a.yaml:2", "b"]);
+    assert_refused(command, &["a.yaml:2", "'extends' goes in a circle", "remove one"]);
 }
 
 #[test]

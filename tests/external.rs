@@ -3,6 +3,10 @@
 //! They are built by the same Cargo into a folder of their own: the emulator's library has the same file name in
 //! every build, so two workspaces that share a folder would keep replacing each other's.
 
+#![allow(missing_docs)]
+
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,9 +25,7 @@ fn a_crate_outside_the_workspace_adds_an_operation_and_trains_with_it() {
     }
     cargo.env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("external"));
     // Its tests choose plugins and profiles themselves.
-    for variable in ["HALITE_PLUGIN_PATH", "HALITE_PROFILE_PATH", "HALITE_LAYERS"] {
-        cargo.env_remove(variable);
-    }
+    common::clear(&mut cargo);
     let output = cargo.output().expect("cargo runs this test");
     // Printed rather than inherited, so that the harness shows it for a failure, or with --nocapture.
     println!("{}", String::from_utf8_lossy(&output.stdout));

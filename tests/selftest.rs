@@ -25,7 +25,7 @@ fn the_devices_of_this_repository_pass() {
 
 #[test]
 fn a_device_with_a_wrong_kernel_fails_and_the_report_names_the_op() {
-    let builder = || Session::builder().profiles(SearchPath::builtin_only());
+    let builder = || Session::builder().without_environment().profiles(SearchPath::builtin_only());
     let plain = builder().build().unwrap();
     let best = plain.catalog().variants_of("pad").find(|variant| variant.format == "native").unwrap().clone();
     let idle = KernelVariant::new("pad", "idle", "native", &[], move |request| {
@@ -39,7 +39,12 @@ fn a_device_with_a_wrong_kernel_fails_and_the_report_names_the_op() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("selftest-idle.yaml");
     let text = "name: idle\nextends: cpu\nmatch: { backend: cpu }\nkernels:\n  pad: [{ variant: idle }]\n";
     std::fs::write(&folder, text).unwrap();
-    let session = Session::builder().kernel(idle).profiles(SearchPath::new(None, [folder])).build().unwrap();
+    let session = Session::builder()
+        .without_environment()
+        .kernel(idle)
+        .profiles(SearchPath::new(None, [folder]))
+        .build()
+        .unwrap();
     let report = selftest::run(&session, "cpu:0", &["ops".to_owned()], &mut |_, _| {}).unwrap();
     assert!(!report.succeeded());
     let failed = &report.suites[0].failed;

@@ -20,7 +20,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn builder() -> SessionBuilder {
-    Session::builder().profiles(SearchPath::builtin_only())
+    Session::builder().without_environment().profiles(SearchPath::builtin_only())
 }
 
 /// A reduction that looks at nothing and is therefore fast; `honest` ones leave the work to the portable kernel.

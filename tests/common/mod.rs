@@ -5,13 +5,45 @@
 
 use halite::demo::digits::{Batch, Digits};
 use halite::demo::network::{Cnn, CnnConfig};
-use halite::{Engine, Session, Tensor};
+use halite::{Engine, Session, SessionBuilder, Tensor};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The devices that this repository brings along, and that must therefore be there.
 pub const DEVICES: [&str; 2] = ["cpu:0", "npu:0"];
 
+/// A session without the settings of whoever runs the test.
 pub fn session() -> Session {
-    Session::new().expect("backends and profiles are in order")
+    builder().build().expect("backends and profiles are in order")
+}
+
+/// For a session without the settings of whoever runs the test.
+pub fn builder() -> SessionBuilder {
+    Session::builder().without_environment()
+}
+
+/// A program without the settings and the profiles of whoever runs the test.
+pub fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    clear(&mut command);
+    command.env("XDG_CONFIG_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command
+}
+
+/// Takes the settings of whoever runs the test from a command.
+pub fn clear(command: &mut Command) {
+    let is_setting = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b"HALITE_");
+    for name in std::env::vars_os().map(|(name, _)| name).filter(is_setting) {
+        command.env_remove(name);
+    }
+}
+
+/// A folder of this test, made anew.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("the test's folder is writable");
+    folder
 }
 
 pub fn open(session: &Session, device: &str) -> Engine {

@@ -22,6 +22,7 @@ pub struct NpuBackend {
     search: Search,
     /// Added to those in `HALITE_NPU_OPTIONS`.
     options: Vec<(String, String)>,
+    reads_environment: bool,
 }
 
 impl Default for NpuBackend {
@@ -55,19 +56,33 @@ pub struct Counter {
 impl NpuBackend {
     /// The backend with the search path and the options of this process's environment.
     pub fn new() -> Self {
-        Self { search: Search::from_environment(), options: Vec::new() }
+        Self::with(Search::from_environment())
     }
 
     /// The backend with one plugin file and without others.
     pub fn with_plugin(path: impl Into<PathBuf>) -> Self {
-        let search = Search { explicit: Some(path.into()), ..Search::default() };
-        Self { search, options: Vec::new() }
+        Self::with(Search { explicit: Some(path.into()), ..Search::default() })
     }
 
     /// The backend with the plugins of these files and folders (separated as in `PATH`) alone.
     pub fn with_search_path(list: impl Into<OsString>) -> Self {
-        let search = Search { listed: Some(list.into()), ..Search::default() };
-        Self { search, options: Vec::new() }
+        Self::with(Search { listed: Some(list.into()), ..Search::default() })
+    }
+
+    fn with(search: Search) -> Self {
+        Self { search, options: Vec::new(), reads_environment: true }
+    }
+
+    /// Leaves `HALITE_PLUGIN_PATH` and `HALITE_NPU_OPTIONS` aside: only what is named here counts, and, for
+    /// [`new`](Self::new), what lies beside the executable.
+    #[must_use]
+    pub fn without_environment(mut self) -> Self {
+        self.reads_environment = false;
+        // Only `new` looks beside the executable, and only it takes its list from the environment.
+        if self.search.executable_folder.is_some() {
+            self.search.listed = None;
+        }
+        self
     }
 
     /// Adds an option for opening devices, such as `machine` with the path of a file. What the keys are is up to the
@@ -119,7 +134,8 @@ impl NpuBackend {
     }
 
     fn options(&self) -> Result<Options> {
-        let text = std::env::var_os(OPTIONS_VARIABLE).unwrap_or_default();
+        let text = if self.reads_environment { std::env::var_os(OPTIONS_VARIABLE) } else { None };
+        let text = text.unwrap_or_default();
         let text =
             text.to_str().ok_or_else(|| Error::invalid(format!("{OPTIONS_VARIABLE} is not valid UTF-8")))?;
         let mut options = Options::parse(text)?;

@@ -3,14 +3,13 @@
 
 mod common;
 
-use common::{Folder, download, open_emulator, upload};
+use common::{Folder, download, open_emulator, plugin, search, upload};
 use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::driver::Backend as _;
 use halite_hal::{
     Access, Arg, ArgType, DType, Device, ErrorKind, Health, Kernel, KernelSource, MemoryKind, Scalar,
     Signature, as_bytes, from_bytes,
 };
-use halite_npu::NpuBackend;
 use halite_npu_isa::{BinaryOp, CoreKind, Dim, Inst, KernelBuilder, Pipe, Program};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +19,14 @@ fn each_device(name: &str, test: impl Fn(&Device)) {
     test(&open_emulator(&[]));
     let folder = Folder::new(name);
     if let Some(path) = folder.minimal(&[]) {
-        test(&NpuBackend::with_plugin(path).open(0).unwrap());
+        test(&plugin(path).open(0).unwrap());
     }
 }
 
 /// As [`each_device`], with two openings of each by one backend.
 fn each_device_twice(name: &str, test: impl Fn(&Device, &Device)) {
     let open_twice = |path| {
-        let backend = NpuBackend::with_plugin(path);
+        let backend = plugin(path);
         test(&backend.open(0).unwrap(), &backend.open(0).unwrap());
     };
     open_twice(common::emulator());
@@ -155,7 +154,7 @@ fn a_full_device_says_what_was_asked_and_what_is_free() {
     let file = folder.file("small.yaml", text);
     let mut devices = vec![open_emulator(&[("machine", file.to_str().unwrap())])];
     if let Some(path) = folder.minimal(&[]) {
-        devices.push(NpuBackend::with_plugin(path).open(0).unwrap());
+        devices.push(plugin(path).open(0).unwrap());
     }
     for device in devices {
         let _taken = device.allocate(500 << 10, MemoryKind::Device).unwrap();
@@ -341,7 +340,7 @@ fn the_loader_keeps_a_stream_failed_where_the_plugin_forgets() {
     let folder = Folder::new("forgetful");
     let defines = ["FAIL_FILLS=HALITE_STATUS_LINK", "LIE_FORGETFUL"];
     let Some(path) = folder.minimal(&defines) else { return };
-    let device = NpuBackend::with_plugin(path).open(0).unwrap();
+    let device = plugin(path).open(0).unwrap();
     let stream = device.create_stream().unwrap();
     let buffer = upload(&device, &stream, &[1; 8]);
     stream.fill(&buffer, &[2]).unwrap();
@@ -358,13 +357,13 @@ fn the_loader_keeps_a_stream_failed_where_the_plugin_forgets() {
 fn completions_and_workspaces_that_lie_are_errors() {
     let folder = Folder::new("lying-work");
     let Some(path) = folder.minimal(&["LIE_STATE=7"]) else { return };
-    let device = NpuBackend::with_plugin(path).open(0).unwrap();
+    let device = plugin(path).open(0).unwrap();
     let stream = device.create_stream().unwrap();
     let buffer = upload(&device, &stream, &[1; 8]);
     let error = stream.read_blocking(&buffer, &mut [0; 8]).unwrap_err();
     assert!(error.message().contains("unknown completion state 7"), "{error}");
     let Some(path) = folder.minimal(&["LIE_WORKSPACE"]) else { return };
-    let device = NpuBackend::with_plugin(path).open(0).unwrap();
+    let device = plugin(path).open(0).unwrap();
     let op = BuiltinOp::new(BuiltinKind::Copy, vec![OperandDesc::contiguous(DType::F32, &[1]); 2]).unwrap();
     let error = device.load(&KernelSource::Builtin(op)).unwrap_err();
     assert!(error.message().contains("workspace of 18446744073709551615"), "{error}");
@@ -440,7 +439,7 @@ fn objects_of_another_device_are_refused() {
     let (npu, folder) = (open_emulator(&[]), Folder::new("foreign"));
     let Some(path) = folder.minimal(&[]) else { return };
     let list = std::env::join_paths([common::emulator(), path]).unwrap();
-    let other = NpuBackend::with_search_path(list).open(1).unwrap();
+    let other = search(list).open(1).unwrap();
     let stream = npu.create_stream().unwrap();
     let foreign = other.allocate(8, MemoryKind::Device).unwrap().all();
     assert_eq!(stream.write(&foreign, vec![0; 8]).unwrap_err().kind(), &ErrorKind::InvalidArgument);

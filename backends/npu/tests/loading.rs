@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, emulator, open_emulator};
+use common::{Folder, emulator, open_emulator, plugin, search};
 use halite_hal::driver::Backend as _;
 use halite_hal::{DType, Error, ErrorKind, MemoryKind, Registry};
 use halite_npu::NpuBackend;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// The error of probing one plugin file.
 fn refusal(path: &Path) -> Error {
-    NpuBackend::with_plugin(path).probe().unwrap_err()
+    plugin(path).probe().unwrap_err()
 }
 
 /// Compiles the minimal plugin with a broken rule and returns the error, which is one line and names the file.
@@ -27,7 +27,7 @@ fn refusal_of(defines: &[&str]) -> Option<Error> {
 
 #[test]
 fn the_emulator_is_found_beside_the_executable_and_describes_itself() {
-    let devices = NpuBackend::new().probe().unwrap();
+    let devices = NpuBackend::new().without_environment().probe().unwrap();
     assert_eq!(devices.len(), 1);
     let info = &devices[0];
     assert_eq!(info.id.to_string(), "npu:0");
@@ -40,7 +40,7 @@ fn the_emulator_is_found_beside_the_executable_and_describes_itself() {
 #[test]
 fn a_registry_opens_the_emulator_by_name() {
     let mut registry = Registry::new();
-    registry.register(Arc::new(NpuBackend::with_plugin(emulator()))).unwrap();
+    registry.register(Arc::new(plugin(emulator()))).unwrap();
     assert!(registry.probe().absent.is_empty());
     assert_eq!(registry.open("npu").unwrap().id().to_string(), "npu:0");
     let error = registry.open("npu:7").unwrap_err();
@@ -71,7 +71,7 @@ fn one_file_under_two_names_is_one_plugin() {
     std::fs::copy(emulator(), &link).unwrap();
     if cfg!(unix) {
         let list = std::env::join_paths([emulator(), link]).unwrap();
-        assert_eq!(NpuBackend::with_search_path(list).plugins().unwrap().len(), 1);
+        assert_eq!(search(list).plugins().unwrap().len(), 1);
     }
 }
 
@@ -80,7 +80,7 @@ fn devices_are_numbered_over_all_plugins() {
     let folder = Folder::new("numbered");
     let Some(minimal) = folder.minimal(&["LIE_COUNT=2"]) else { return };
     let list = std::env::join_paths([minimal, emulator()]).unwrap();
-    let backend = NpuBackend::with_search_path(list);
+    let backend = search(list);
     let names: Vec<_> =
         backend.probe().unwrap().into_iter().map(|info| (info.id.to_string(), info.name)).collect();
     assert_eq!(names[0], ("npu:0".into(), "minimal device".into()));
@@ -92,7 +92,7 @@ fn devices_are_numbered_over_all_plugins() {
 
 #[test]
 fn options_reach_the_plugin_and_unknown_ones_are_named() {
-    let error = NpuBackend::with_plugin(emulator()).with_option("machin", "x.yaml").probe().unwrap_err();
+    let error = plugin(emulator()).with_option("machin", "x.yaml").probe().unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
     assert!(error.message().contains("'machin'") && error.message().contains("machine"), "{error}");
     assert!(error.message().contains("options 'machin=x.yaml'"), "{error}");
@@ -108,7 +108,7 @@ fn options_reach_the_plugin_and_unknown_ones_are_named() {
     assert_eq!(device.info().name, "Halite NPU emulator (tiny)");
 
     let broken = folder.file("broken.yaml", "name: x\ncore: 3\n");
-    let backend = NpuBackend::with_plugin(emulator()).with_option("machine", broken.to_str().unwrap());
+    let backend = plugin(emulator()).with_option("machine", broken.to_str().unwrap());
     let error = backend.probe().unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::BadFormat);
     assert!(error.message().contains("broken.yaml:"), "{error}");
@@ -189,7 +189,7 @@ fn missing_functions_are_named_if_tier_or_feature_requires_them() {
     }
     let folder = Folder::new("no-builtins");
     let Some(path) = folder.minimal(&["LIE_MISSING=builtin_enqueue", "LIE_FEATURES=0"]) else { return };
-    let devices = NpuBackend::with_plugin(path).probe().unwrap();
+    let devices = plugin(path).probe().unwrap();
     assert!(devices[0].kernel_formats.is_empty());
 }
 
@@ -222,7 +222,7 @@ fn a_plugin_without_its_hardware_does_not_hide_the_others() {
     let folder = Folder::new("no-hardware");
     let Some(path) = folder.minimal(&["LIE_NO_HARDWARE"]) else { return };
     let list = std::env::join_paths([path.clone(), emulator()]).unwrap();
-    let devices = NpuBackend::with_search_path(list).probe().unwrap();
+    let devices = search(list).probe().unwrap();
     assert_eq!(devices.len(), 1);
     assert!(devices[0].name.starts_with("Halite"));
     let error = refusal(&path);
@@ -234,7 +234,7 @@ fn texts_without_an_end_are_cut_and_unknown_dtypes_left_out() {
     let folder = Folder::new("texts");
     let defines = ["LIE_ENDLESS_TEXT", "LIE_DTYPES=~UINT64_C(0)"];
     let Some(path) = folder.minimal(&defines) else { return };
-    let info = NpuBackend::with_plugin(path).probe().unwrap().remove(0);
+    let info = plugin(path).probe().unwrap().remove(0);
     assert_eq!(info.name, "x".repeat(128));
     assert!(info.features.is_empty());
     assert_eq!(info.dtypes, DType::ALL);
@@ -244,11 +244,11 @@ fn texts_without_an_end_are_cut_and_unknown_dtypes_left_out() {
 fn handles_and_statuses_that_the_interface_lacks_are_errors() {
     let folder = Folder::new("handles");
     let Some(path) = folder.minimal(&["LIE_NO_HANDLE"]) else { return };
-    let error = NpuBackend::with_plugin(path).open(0).unwrap_err();
+    let error = plugin(path).open(0).unwrap_err();
     assert!(error.message().contains("returns no handle from device_open"), "{error}");
 
     let Some(path) = folder.minimal(&["LIE_STATUS=-77"]) else { return };
-    let device = NpuBackend::with_plugin(path).open(0).unwrap();
+    let device = plugin(path).open(0).unwrap();
     let error = device.allocate(8, MemoryKind::Device).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Backend { code: -77, .. }), "{error}");
     assert_eq!((error.device(), error.call()), (Some("npu:0"), Some("memory_alloc")));
@@ -259,8 +259,8 @@ fn a_broken_library_in_a_listed_folder_does_not_hide_the_good_ones() {
     let folder = Folder::new("mixed");
     folder.file("libhalite_npu_broken.so", "no library");
     let list = std::env::join_paths([folder.0.clone(), emulator()]).unwrap();
-    assert_eq!(NpuBackend::with_search_path(list).plugins().unwrap().len(), 1);
-    let alone = NpuBackend::with_search_path(folder.0.clone()).plugins();
+    assert_eq!(search(list).plugins().unwrap().len(), 1);
+    let alone = search(folder.0.clone()).plugins();
     if cfg!(target_os = "linux") {
         assert!(alone.unwrap_err().message().contains("libhalite_npu_broken.so"));
     }

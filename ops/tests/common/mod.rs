@@ -40,7 +40,7 @@ pub(crate) fn npu() -> Engine {
 
 /// The emulated NPU, opened with these options.
 pub(crate) fn npu_with(options: &[(&str, &str)]) -> Engine {
-    let backend = NpuBackend::with_plugin(emulator());
+    let backend = NpuBackend::with_plugin(emulator()).without_environment();
     let backend = options.iter().fold(backend, |backend, &(key, value)| backend.with_option(key, value));
     let mut registry = Registry::new();
     registry.register(Arc::new(backend)).unwrap();

@@ -4,6 +4,7 @@
 use halite_hal::driver::Backend as _;
 use halite_hal::{BufferSlice, Device, MemoryKind, Stream};
 use halite_npu::{NpuBackend, emulator_file_name};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -15,8 +16,18 @@ pub(crate) fn emulator() -> PathBuf {
 
 /// A device of the emulator, opened with these options.
 pub(crate) fn open_emulator(options: &[(&str, &str)]) -> Device {
-    let backend = NpuBackend::with_plugin(emulator());
+    let backend = plugin(emulator());
     options.iter().fold(backend, |backend, (key, value)| backend.with_option(*key, *value)).open(0).unwrap()
+}
+
+/// The backend with this file, without the settings of whoever runs the test.
+pub(crate) fn plugin(path: impl Into<PathBuf>) -> NpuBackend {
+    NpuBackend::with_plugin(path).without_environment()
+}
+
+/// The backend with these files and folders, without the settings of whoever runs the test.
+pub(crate) fn search(list: impl Into<OsString>) -> NpuBackend {
+    NpuBackend::with_search_path(list).without_environment()
 }
 
 /// A fresh folder that is removed when dropped.

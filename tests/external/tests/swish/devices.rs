@@ -8,7 +8,7 @@ pub(crate) const DEVICES: [&str; 2] = ["cpu:0", "npu:0"];
 
 /// A session that knows swish and, of profiles, only what `path` names.
 pub(crate) fn session(path: SearchPath) -> Session {
-    let builder = Session::builder().profiles(path);
+    let builder = Session::builder().without_environment().profiles(path);
     halite_external_op::register(builder).build().expect("the session has all its parts")
 }
 
