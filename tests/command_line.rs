@@ -132,6 +132,8 @@ fn a_device_that_fails_stays_in_the_list_and_the_others_go_on() {
     let devices = report["devices"].as_array().unwrap();
     let error = devices[0]["error"].as_str().expect("the CPU has too little memory");
     assert!(error.contains("cpu:0") && !error.contains('\n'), "{error}");
+    // The profile's share and the variable that it is a share of.
+    assert!(error.contains("memory.pool_limit") && error.contains("HALITE_CPU_MEMORY"), "{error}");
     assert!(devices[1].get("error").is_none(), "the NPU has enough: {}", devices[1]);
 }
 

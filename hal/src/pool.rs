@@ -502,7 +502,7 @@ impl Inner {
         };
         message += &match in_force {
             Some((name, bytes)) => {
-                format!("; drop tensors, use smaller batches or raise {name}, now {bytes} bytes")
+                format!("; drop tensors, use smaller batches or raise {name} from {bytes} bytes")
             }
             None => "; drop tensors or use smaller batches".to_owned(),
         };

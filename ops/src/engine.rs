@@ -12,7 +12,7 @@ use halite_hal::{
     Allocation, BufferSlice, Device, ErrorKind, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar,
     Stream,
 };
-use halite_profiles::Profile;
+use halite_profiles::{PoolLimit, Profile};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -130,7 +130,7 @@ impl Engine {
     ) -> Result<Self> {
         let stream = device.create_stream()?;
         let limit = profile.memory().pool_limit.map(|limit| limit.bytes(device.info().memory_bytes));
-        let limit_name = Some(format!("memory.pool_limit of profile '{}'", profile.name()));
+        let limit_name = Some(pool_limit_name(&device, &profile));
         let config = PoolConfig { limit_bytes: limit, limit_name, ..PoolConfig::default() };
         let pool = Pool::new(device.clone(), memory_kind(&device, &profile)?, config);
         Ok(Self(Arc::new(Inner {
@@ -456,6 +456,15 @@ impl Engine {
             kernels.clear();
         }
         kernels.insert(key, kernel.clone());
+    }
+}
+
+/// What bounds the pool, in messages: the profile's key, and what bounds the memory that it is a share of.
+fn pool_limit_name(device: &Device, profile: &Profile) -> String {
+    let name = format!("memory.pool_limit of profile '{}'", profile.name());
+    match (profile.memory().pool_limit, &device.info().memory_limit_name) {
+        (Some(PoolLimit::Share(_)), Some(whole)) => format!("{name}, a share of {whole},"),
+        _ => name,
     }
 }
 

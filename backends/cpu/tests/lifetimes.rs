@@ -71,7 +71,7 @@ fn a_memory_limit_that_was_set_is_named_when_it_is_in_force() {
     let _held = pool.allocate(&stream, 1 << 20).unwrap();
     let error = pool.allocate(&stream, 1 << 20).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::OutOfMemory { .. }), "{error}");
-    let part = "or raise the CPU's memory limit (HALITE_CPU_MEMORY), now 1048576 bytes";
+    let part = "or raise the CPU's memory limit (HALITE_CPU_MEMORY) from 1048576 bytes";
     assert!(error.message().contains(part), "{error}");
 
     let device = CpuBackend::new(CpuConfig::default()).open(0).unwrap();

@@ -320,7 +320,7 @@ fn a_limit_with_a_name_is_named_where_it_is_in_force() {
     let _held = pool.allocate(&stream, 1000).unwrap();
     let error = pool.allocate(&stream, 1000).unwrap_err();
     assert!(
-        error.message().ends_with("or raise memory.pool_limit of profile 'tiny', now 1000 bytes"),
+        error.message().ends_with("or raise memory.pool_limit of profile 'tiny' from 1000 bytes"),
         "{error}"
     );
 
