@@ -125,7 +125,11 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
         })?;
         eprintln!("report written to {}", path.display());
     }
-    Ok(if report.succeeded() { EXIT_SUCCESS } else { EXIT_FAILURE })
+    Ok(match report.succeeded() {
+        true => EXIT_SUCCESS,
+        false if report.has_wrong_input() => EXIT_USAGE,
+        false => EXIT_FAILURE,
+    })
 }
 
 fn list_devices(session: &Session, args: &DevicesArgs) -> Result<u8, Stop> {

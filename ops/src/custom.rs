@@ -1,10 +1,10 @@
 //! Operations of other crates, and the catalog of kernel variants.
 
-use crate::lower::{KernelVariant, TensorType};
+use crate::lower::{KernelOp, KernelVariant, TensorType};
 use crate::reference::HostTensor;
 use crate::{Error, Result, Tensor, kernels, lower};
 use halite_hal::DeviceInfo;
-use halite_profiles::{Candidate, Profile};
+use halite_profiles::{Candidate, Profile, Size};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -78,8 +78,9 @@ impl Catalog {
         Ok(())
     }
 
-    /// Checks that a profile names only operations, and variants of formats that the device takes, that are here, and
-    /// that it accumulates as they do.
+    /// Checks what a user wrote into a profile, before anything runs: it may name only operations, and variants of formats
+    /// that the device takes, that are here; a `when` only sizes that its operation [has](KernelOp::variable_names); an
+    /// entry only sizes that its variant [reads](KernelVariant::with_sizes); and sums are kept as kernels keep them.
     /// Entries of built-in profiles may name what a program has left out.
     ///
     /// # Errors
@@ -96,8 +97,17 @@ impl Catalog {
             let candidates: Vec<Candidate<'_>> =
                 names.map(|variant| Candidate { variant: &variant.name, requires: &[] }).collect();
             profile.check_variants(op, &candidates).map_err(profile_error)?;
+            profile.check_conditions(op, KernelOp::variable_names(op)).map_err(profile_error)?;
+            profile.check_sizes(op, |name| self.sizes_of(op, name, device)).map_err(profile_error)?;
         }
         Ok(())
+    }
+
+    /// The sizes that the variants of this name read, in any format that the device takes; `None` if one takes all.
+    fn sizes_of(&self, op: &str, name: &str, device: &DeviceInfo) -> Option<Vec<Size>> {
+        let named = self.variants_of(op).filter(|own| own.name == name && device.accepts(&own.format));
+        let sizes = named.map(|variant| variant.sizes.clone()).collect::<Option<Vec<_>>>()?;
+        Some(sizes.concat())
     }
 
     /// The variants of `op`, in order of registration.

@@ -6,7 +6,7 @@
 
 use crate::cluster::{Cluster, Literal};
 use halite_hal::{DType, DeviceInfo, KernelSource, Scalar};
-use halite_profiles::Parameters;
+use halite_profiles::{Parameters, Size};
 use std::fmt;
 use std::sync::Arc;
 
@@ -319,33 +319,40 @@ impl KernelOp {
         }
     }
 
-    /// Sizes that a profile's `when` may use.
-    pub fn variables(&self) -> Vec<(&'static str, i64)> {
-        match self {
-            Self::Elementwise(c) => vec![("n", c.points() as i64), ("steps", c.steps.len() as i64)],
-            Self::Reduce(r) => {
-                let rows: usize = r.program.shape[..r.kept_rank].iter().product();
-                let length: usize = r.program.shape[r.kept_rank..].iter().product();
-                vec![("n", rows as i64), ("k", length as i64)]
-            }
-            Self::Dot(d) => {
-                let batch: usize = d.batch.iter().product();
-                vec![("m", d.m as i64), ("n", d.n as i64), ("k", d.k as i64), ("batch", batch as i64)]
-            }
-            Self::Conv(c) => vec![
-                ("batch", c.geometry.batch as i64),
-                ("in_channels", c.geometry.in_channels as i64),
-                ("out_channels", c.geometry.out_channels as i64),
-                ("groups", c.geometry.groups as i64),
-                ("pixels", c.geometry.output.iter().product::<usize>() as i64),
-                ("kernel", c.geometry.kernel.iter().product::<usize>() as i64),
-            ],
-            Self::Window(w) => {
-                vec![("n", w.outer as i64), ("window", w.window.iter().product::<usize>() as i64)]
-            }
-            Self::Pad(p) => vec![("n", p.output.iter().product::<usize>() as i64)],
-            Self::Custom(_) => Vec::new(),
+    /// The names of the sizes that a profile's `when` may use for the op of this name; none for an operation of another
+    /// crate.
+    pub fn variable_names(op: &str) -> &'static [&'static str] {
+        match op {
+            "elementwise" => &["n", "steps"],
+            "reduce" => &["n", "k"],
+            "dot_general" => &["m", "n", "k", "batch"],
+            "conv_general" => &["batch", "in_channels", "out_channels", "groups", "pixels", "kernel"],
+            "window_reduce" => &["n", "window"],
+            "pad" => &["n"],
+            _ => &[],
         }
+    }
+
+    /// The sizes that a profile's `when` may use, by their [names](Self::variable_names).
+    pub fn variables(&self) -> Vec<(&'static str, i64)> {
+        let product = |extents: &[usize]| extents.iter().product::<usize>();
+        let values = match self {
+            Self::Elementwise(c) => vec![c.points(), c.steps.len()],
+            Self::Reduce(r) => {
+                let (kept, reduced) = r.program.shape.split_at(r.kept_rank);
+                vec![product(kept), product(reduced)]
+            }
+            Self::Dot(d) => vec![d.m, d.n, d.k, product(&d.batch)],
+            Self::Conv(Conv { geometry: g, .. }) => {
+                vec![g.batch, g.in_channels, g.out_channels, g.groups, product(&g.output), product(&g.kernel)]
+            }
+            Self::Window(w) => vec![w.outer, product(&w.window)],
+            Self::Pad(p) => vec![product(&p.output)],
+            Self::Custom(_) => Vec::new(),
+        };
+        let names = if matches!(self, Self::Custom(_)) { &[] } else { Self::variable_names(self.name()) };
+        debug_assert_eq!(names.len(), values.len(), "{}", self.name());
+        names.iter().zip(values).map(|(name, value)| (*name, value as i64)).collect()
     }
 }
 
@@ -466,6 +473,8 @@ pub struct KernelVariant {
     pub format: String,
     /// Device features that it needs.
     pub requires: Vec<String>,
+    /// The sizes that `lower` reads from [`LowerRequest::parameters`]; `None` where nobody said.
+    pub sizes: Option<Vec<Size>>,
     /// Sizes that tuning tries, beside those of the device's profile.
     pub candidates: Vec<Parameters>,
     /// Turns a request into launches.
@@ -486,9 +495,22 @@ impl KernelVariant {
             name: name.to_owned(),
             format: format.to_owned(),
             requires: requires.iter().map(|&feature| feature.to_owned()).collect(),
+            sizes: None,
             candidates: Vec::new(),
             lower: Arc::new(lower),
         }
+    }
+
+    /// The same with the sizes that `lower` reads: `[Size::Tile(3), Size::Chunk]`, none for a kernel without a choice.
+    /// A list that may have one length or another is named once for each: `[Size::Threads(1), Size::Threads(2)]`.
+    ///
+    /// [`Catalog::check`](crate::Catalog::check) then refuses a user's profile that gives the variant any other size,
+    /// which would be without effect, with file and line. A variant that declares nothing takes whatever it is given.
+    /// [`candidates`](Self::candidates) must be of these sizes.
+    #[must_use]
+    pub fn with_sizes(mut self, sizes: impl IntoIterator<Item = Size>) -> Self {
+        self.sizes = Some(sizes.into_iter().collect());
+        self
     }
 
     /// The same with sizes for tuning to try.

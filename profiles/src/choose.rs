@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::condition::EvaluateError;
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::profile::Profile;
@@ -116,6 +117,30 @@ impl Profile {
         })
     }
 
+    /// Checks that every `when` which a user's file has for `op` names only these variables: also behind the entry that
+    /// fits, so that a typing error shows before anything runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Evaluate`] with file and line.
+    pub fn check_conditions(&self, op: &str, variables: &[&str]) -> Result<()> {
+        for (index, entry) in self.users_entries(op) {
+            let Some((condition, at)) = &entry.when else { continue };
+            if let Some(name) = condition.variables().into_iter().find(|name| !variables.contains(name)) {
+                return Err(Error::Evaluate {
+                    at: at.clone(),
+                    key: Self::entry_path(op, index, "when"),
+                    text: condition.to_string(),
+                    source: EvaluateError::UnknownVariable {
+                        name: name.to_owned(),
+                        known: variables.iter().map(|known| (*known).to_owned()).collect(),
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that every variant which a user's file names for `op` is a candidate: also those behind the one that
     /// fits, so that a typing error shows on every machine and not only where the entry's turn comes.
     ///
@@ -123,9 +148,9 @@ impl Profile {
     ///
     /// [`Error::UnknownVariant`] with file and line.
     pub fn check_variants(&self, op: &str, candidates: &[Candidate<'_>]) -> Result<()> {
-        for (index, entry) in self.kernel_entries(op).iter().enumerate() {
+        for (index, entry) in self.users_entries(op) {
             let known = candidates.iter().any(|candidate| candidate.variant == entry.variant());
-            if !known && !entry.origin().is_builtin() {
+            if !known {
                 return Err(Error::UnknownVariant {
                     at: entry.origin().clone(),
                     key: Self::entry_path(op, index, "variant"),
@@ -219,6 +244,22 @@ mod tests {
         assert_eq!(choice.parameters.tile(), Some([144, 16, 256].as_slice()));
         assert_eq!(choice.parameters.threads(), Some([4].as_slice()));
         assert_eq!(choice.parameters.int("chunk"), None);
+    }
+
+    #[test]
+    fn conditions_of_unknown_variables_are_refused_wherever_they_stand() {
+        let text = "name: mine\nextends: cpu\nkernels:\n  reduce:\n  - { variant: portable }\n  \
+                    - variant: portable\n    when: n > 3 and zz >= 3\n";
+        let set = ProfileSet::from_texts([("mine.yaml", text)]).unwrap_or_else(|error| panic!("{error}"));
+        let mine = set.by_name("mine").unwrap_or_else(|error| panic!("{error}"));
+        let check = |variables: &[&str]| {
+            mine.check_conditions("reduce", variables).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["n", "k", "zz"]), Ok(()));
+        let condition = "mine.yaml:7: kernels.reduce[1].when 'n > 3 and zz >= 3' names the unknown variable";
+        assert_eq!(check(&["n", "z"]), Err(format!("{condition} 'zz'; did you mean 'z'?")));
+        assert_eq!(check(&["n", "k"]), Err(format!("{condition} 'zz'; use one of n, k")));
+        assert_eq!(check(&[]), Err(format!("{condition} 'n'; none is accepted here")));
     }
 
     #[test]

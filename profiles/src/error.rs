@@ -8,6 +8,7 @@ use halite_hal::DType;
 
 use crate::condition::{ConditionError, EvaluateError};
 use crate::location::Location;
+use crate::size::{Size, unread_text};
 use crate::suggest::{advice, list};
 use crate::units::UnitError;
 use crate::yaml::{one_line, quote};
@@ -223,6 +224,20 @@ pub enum Error {
         variant: String,
         /// The op's variants, in order of registration.
         known: Vec<String>,
+    },
+    /// A user's profile gives a kernel a size that it does not read, which would be without effect.
+    #[error("{at}: {key} {}", unread_text(*.size, .variant, .reads))]
+    UnreadSize {
+        /// Where the size stands.
+        at: Location,
+        /// The path of the key.
+        key: String,
+        /// The variant.
+        variant: String,
+        /// The size.
+        size: Size,
+        /// The sizes that the variant reads.
+        reads: Vec<Size>,
     },
     /// A wish under `accumulate` that no op allows.
     #[error(

@@ -38,7 +38,7 @@
 //! kernels:
 //!   dot_general:                 # the first entry that fits wins
 //!     - { variant: tiled_vec4, when: "m >= 64 and n % 4 == 0", tile: [64, 64, 16], threads: [8, 16] }
-//!     - { variant: tiled, tile: [32, 32, 8] }  # further keys: chunk, stages, split_k, unroll
+//!     - { variant: tiled, tile: [32, 32, 8] }  # further keys: chunk, stages, split_k, unroll; those that it reads
 //! memory: { local_staging: false, host_visible: true, pool_limit: 60% }  # or bytes: 2 GiB
 //! accumulate: { f16: f32 }
 //! fallback: { unsupported: cpu } # or: error
@@ -63,6 +63,7 @@ mod render;
 mod schema;
 mod search;
 mod set;
+mod size;
 mod suggest;
 pub mod units;
 mod yaml;
@@ -77,3 +78,4 @@ pub use render::LeafValue;
 pub use schema::{Fallback, KernelEntry, MemoryPolicy, Parameters, PoolLimit};
 pub use search::{PROFILE_PATH_VARIABLE, SearchPath};
 pub use set::ProfileSet;
+pub use size::Size;

@@ -213,6 +213,17 @@ impl Profile {
         (priority, count, self.lineage.len())
     }
 
+    /// Where a key of the op's entry `index` stands.
+    pub(crate) fn entry_location(&self, op: &str, index: usize, key: &str) -> Location {
+        let list = self.node.child("kernels").and_then(|kernels| kernels.child(op));
+        let entry = match list.map(|list| &list.value) {
+            Some(Value::List(entries)) => entries.get(index),
+            _ => None,
+        };
+        let node = entry.and_then(|entry| entry.child(key)).or(entry).unwrap_or(&self.node);
+        node.at.clone()
+    }
+
     /// The path of a key of the op's entry `index`, as messages show it.
     pub(crate) fn entry_path(op: &str, index: usize, key: &str) -> String {
         join(&format!("kernels.{op}[{index}]"), key)

@@ -209,7 +209,7 @@ impl Parameters {
         self.tile.as_deref()
     }
 
-    /// Threads per workgroup and dimension (a CPU entry has one number).
+    /// Threads per workgroup and dimension.
     pub fn threads(&self) -> Option<&[u32]> {
         self.threads.as_deref()
     }

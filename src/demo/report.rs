@@ -44,6 +44,9 @@ pub struct DeviceReport {
     /// Why the device stopped early.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "one_line")]
     pub error: Option<String>,
+    /// Whether it stopped for what the user wrote, such as a profile, and not for a failure of the device.
+    #[serde(skip)]
+    pub is_wrong_input: bool,
 }
 
 /// An operation that another device had to run.
@@ -68,6 +71,11 @@ impl DemoReport {
     /// Whether every device came through.
     pub fn succeeded(&self) -> bool {
         self.devices.iter().all(|device| device.error.is_none())
+    }
+
+    /// Whether a device stopped for what the user wrote.
+    pub fn has_wrong_input(&self) -> bool {
+        self.devices.iter().any(|device| device.is_wrong_input)
     }
 
     /// One JSON object in one line.
@@ -231,6 +239,7 @@ pub(super) mod tests {
             launches: 2700,
             fallbacks: vec![],
             error: None,
+            is_wrong_input: false,
         }
     }
 
@@ -246,6 +255,7 @@ pub(super) mod tests {
             launches: 45,
             fallbacks: vec![Fallback { op: "exp".into(), reason: "no such instruction".into() }],
             error: Some("device lost\nwhile reading".into()),
+            is_wrong_input: false,
         };
         DemoReport {
             task: "digits".into(),

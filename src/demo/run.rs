@@ -3,6 +3,8 @@
 use super::digits::{Batch, Digits};
 use super::progress::{DeviceProgress, Progress};
 use super::report::{DemoReport, DeviceReport, Fallback, UnavailableBackend};
+use crate::Error;
+use halite_ops::Error as OpsError;
 use std::time::{Duration, Instant};
 
 /// Adam's learning rate in the first step; it falls in a straight line to zero after the last one.
@@ -121,6 +123,7 @@ fn train(
         launches: 0,
         fallbacks: Vec::new(),
         error: None,
+        is_wrong_input: false,
     };
     progress.start();
     let outcome = (candidate.open)().and_then(|mut trainer| {
@@ -134,12 +137,24 @@ fn train(
     match outcome {
         Ok((accuracy, rate)) => progress.finish(accuracy, rate),
         Err(error) => {
+            report.is_wrong_input = is_wrong_input(&error);
             let error = error.to_string();
             progress.fail(&error);
             report.error = Some(error);
         }
     }
     report
+}
+
+/// Whether the user's profile is at fault: some mistakes in it show only for the sizes at hand.
+fn is_wrong_input(error: &TrainError) -> bool {
+    let by_profile = |error: &OpsError| matches!(error, OpsError::Profile(_));
+    match error.downcast_ref() {
+        Some(Error::Profile(_)) => true,
+        Some(Error::Ops(error)) => by_profile(error),
+        Some(_) => false,
+        None => error.downcast_ref().is_some_and(by_profile),
+    }
 }
 
 /// Returns the test accuracy and the training images per second.

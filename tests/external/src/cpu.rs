@@ -4,13 +4,14 @@ use crate::{NAME, gain};
 use halite::DType;
 use halite::hal::{Access, ArgType, KernelSource, NativeKernel, Signature};
 use halite::ops::lower::{KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
+use halite::profiles::Size;
 
 /// Elements of a workgroup unless the profile says otherwise: 16 KiB per operand.
 const DEFAULT_CHUNK: usize = 4096;
 
 /// The variant `chunked` of `swish`; `chunk` is the number of elements of a workgroup.
 pub(crate) fn variant() -> KernelVariant {
-    KernelVariant::new(NAME, "chunked", "native", &[], lower)
+    KernelVariant::new(NAME, "chunked", "native", &[], lower).with_sizes([Size::Chunk])
 }
 
 fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {

@@ -11,6 +11,7 @@ use halite::isa::{
     UnaryOp,
 };
 use halite::ops::lower::{KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
+use halite::profiles::Size;
 
 /// Elements of a tile unless the profile says otherwise: transfers are fastest from 16 KiB on.
 const DEFAULT_CHUNK: usize = 4096;
@@ -24,7 +25,7 @@ const MAX_CHUNK: usize = (UNIFIED_BUFFER_BYTES - BLOCK_BYTES) / (4 * F32_BYTES);
 
 /// The variant `vector` of `swish`; `chunk` is the number of elements of a tile.
 pub(crate) fn variant() -> KernelVariant {
-    KernelVariant::new(NAME, "vector", "npu-program", &[], lower)
+    KernelVariant::new(NAME, "vector", "npu-program", &[], lower).with_sizes([Size::Chunk])
 }
 
 fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {

@@ -190,7 +190,7 @@ const MIN_GROUP_MACS: usize = 1 << 17;
 const PAIR_PIXELS: usize = 8;
 
 /// Elements of a window, unless one row of outputs needs more: half of a small L2 cache.
-const WINDOW: usize = 1 << 16;
+pub(crate) const WINDOW: usize = 1 << 16;
 
 /// Chooses by vector operations for each output pixel: multiply-adds, transposing a finished pixel, and
 /// unfolding its taps. The two factors were measured on Zen 4.
@@ -230,6 +230,15 @@ impl<T: ConvElement> ConvPlan<T> {
     /// If a kernel size, stride, dilation or the number of groups is 0, or the channels are not multiples
     /// of the groups: a shape rule must have refused those.
     pub fn new(isa: Isa, op: ConvOp, spec: ConvSpec, threads: usize) -> Self {
+        Self::with_window(isa, op, spec, threads, WINDOW)
+    }
+
+    /// As [`ConvPlan::new`], for bands of rows that read at most `window` elements, or one row of outputs. Weight
+    /// gradients and f64 do not look at it.
+    ///
+    /// # Panics
+    /// As [`ConvPlan::new`].
+    pub fn with_window(isa: Isa, op: ConvOp, spec: ConvSpec, threads: usize, window: usize) -> Self {
         let positive = spec.kernel.iter().chain(&spec.stride).chain(&spec.dilation).all(|&size| size > 0);
         assert!(positive, "convolution needs kernel, stride and dilation of at least 1, got {spec:?}");
         assert!(
@@ -244,10 +253,10 @@ impl<T: ConvElement> ConvPlan<T> {
         } else {
             match op {
                 ConvOp::Forward => {
-                    Kind::Correlation(CorrelationPlan::new(correlation(op, &spec), isa, threads))
+                    Kind::Correlation(CorrelationPlan::new(correlation(op, &spec), isa, threads, window))
                 }
                 ConvOp::InputGradient => {
-                    Kind::Correlation(CorrelationPlan::new(correlation(op, &spec), isa, threads))
+                    Kind::Correlation(CorrelationPlan::new(correlation(op, &spec), isa, threads, window))
                 }
                 ConvOp::WeightGradient => {
                     Kind::Weight(WeightPlan::new(correlation(ConvOp::Forward, &spec), isa.lanes()))
@@ -406,7 +415,7 @@ impl Item<'_> {
 }
 
 impl CorrelationPlan {
-    fn new(corr: Correlation, isa: Isa, threads: usize) -> Self {
+    fn new(corr: Correlation, isa: Isa, threads: usize, most: usize) -> Self {
         let lanes = isa.lanes();
         let method = method_for(&corr, lanes);
         let rows = corr.y.phases.iter().map(|phase| phase.len).max().unwrap_or(0);
@@ -418,7 +427,7 @@ impl CorrelationPlan {
         let wanted = (threads * per_thread).min(macs / MIN_GROUP_MACS).max(1);
 
         let per_row = Window::new(&corr.x, corr.y.step).plane * corr.src_planes;
-        let fitting = (WINDOW / per_row.max(1)).clamp(1, rows.max(1));
+        let fitting = (most / per_row.max(1)).clamp(1, rows.max(1));
         let band_rows = fitting.min(share(rows, wanted.div_ceil(images.max(1))));
         let bands = rows.div_ceil(band_rows);
         let longest = corr.x.phases.iter().map(|phase| phase.len).max().unwrap_or(0);

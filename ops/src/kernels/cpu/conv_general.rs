@@ -1,9 +1,10 @@
 //! Convolutions and their gradients: from a [`Conv`] to the plans of [`conv`](super::conv).
 //!
 //! Launch: one launch per phase of the plan, over its groups. One and two spatial axes have plans; f32, f16 and f64
-//! are convolved where they lie, bf16, and f16 with an f32 result, are converted to f32 in the workspace first.
+//! are convolved where they lie, bf16, and f16 with an f32 result, are converted to f32 in the workspace first. Parameters:
+//! `chunk`, the elements of the input that a workgroup works on at a time; gradients of filters do not look at it.
 
-use super::conv::{ConvArgs, ConvElement, ConvOp, ConvPlan, ConvSpec};
+use super::conv::{ConvArgs, ConvElement, ConvOp, ConvPlan, ConvSpec, WINDOW};
 use super::elementwise::machine::argument;
 use super::simd::Isa;
 use super::widen::Widened;
@@ -14,6 +15,7 @@ use crate::lower::{
 };
 use half::f16;
 use halite_hal::{Access, ArgType, DType, Element, KernelSource, NativeKernel, Signature, Workgroup};
+use halite_profiles::{Parameters, Size};
 use std::sync::Arc;
 
 /// The variants of `conv_general`, best first.
@@ -25,9 +27,15 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, conv, request)
         })
-        .with_candidates(super::dot_general::tiles())
+        .with_sizes([Size::Chunk])
+        .with_candidates(chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
+}
+
+/// Elements of the input per band of rows for tuning to try, from a first-level cache's to a large second-level one's.
+fn chunks() -> Vec<Parameters> {
+    [1 << 13, 1 << 15, 1 << 16, 1 << 18].map(|chunk| Parameters::default().with_chunk(chunk)).to_vec()
 }
 
 fn lower(isa: Isa, conv: &Conv, request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
@@ -36,14 +44,13 @@ fn lower(isa: Isa, conv: &Conv, request: &LowerRequest<'_>) -> Result<Lowered, U
     if problem.elements == 0 {
         return Ok(Lowered::default());
     }
-    let cores = request.device.compute_units as usize;
     let operands: Vec<LaunchArg> = (0..problem.input_elements.len()).map(LaunchArg::Input).collect();
     let out = LaunchArg::Output(0);
-    let mut work = Widened::new(isa, cores);
+    let mut work = Widened::new(isa, problem.cores);
     match (conv.dtype, conv.out_dtype) {
-        (DType::F32, DType::F32) => problem.launch::<f32>(&mut work, isa, cores, &operands, out)?,
-        (DType::F16, DType::F16) => problem.launch::<f16>(&mut work, isa, cores, &operands, out)?,
-        (DType::F64, DType::F64) => problem.launch::<f64>(&mut work, isa, cores, &operands, out)?,
+        (DType::F32, DType::F32) => problem.launch::<f32>(&mut work, isa, &operands, out)?,
+        (DType::F16, DType::F16) => problem.launch::<f16>(&mut work, isa, &operands, out)?,
+        (DType::F64, DType::F64) => problem.launch::<f64>(&mut work, isa, &operands, out)?,
         (DType::F16 | DType::BF16, DType::F32 | DType::BF16) => {
             let mut wide = Vec::with_capacity(operands.len());
             for (n, operand) in operands.iter().enumerate() {
@@ -51,7 +58,7 @@ fn lower(isa: Isa, conv: &Conv, request: &LowerRequest<'_>) -> Result<Lowered, U
             }
             let narrow = conv.out_dtype != DType::F32;
             let target = if narrow { work.reserve(problem.elements as u64 * 4) } else { out };
-            problem.launch::<f32>(&mut work, isa, cores, &wide, target)?;
+            problem.launch::<f32>(&mut work, isa, &wide, target)?;
             if narrow {
                 work.convert(target, DType::F32, out, conv.out_dtype, problem.elements)?;
             }
@@ -69,6 +76,9 @@ fn lower(isa: Isa, conv: &Conv, request: &LowerRequest<'_>) -> Result<Lowered, U
 struct Problem {
     op: ConvOp,
     spec: ConvSpec,
+    cores: usize,
+    /// Elements of the input per band.
+    window: usize,
     /// Elements of each input buffer in the order of the kernel's arguments, and of the result.
     input_elements: Vec<usize>,
     elements: usize,
@@ -115,18 +125,20 @@ impl Problem {
                 "inputs have {given:?} elements where {needed:?} are needed"
             )));
         }
-        Ok(Self { op, spec, input_elements: needed, elements })
+        let cores = request.device.compute_units as usize;
+        let window = request.parameters.int("chunk").map_or(WINDOW, |chunk| chunk as usize);
+        Ok(Self { op, spec, cores, window, input_elements: needed, elements })
     }
 
     fn launch<T: ConvElement + Element>(
         &self,
         work: &mut Widened,
         isa: Isa,
-        cores: usize,
         operands: &[LaunchArg],
         out: LaunchArg,
     ) -> Result<(), Unservable> {
-        let plan = Arc::new(ConvPlan::<T>::new(isa, self.op, self.spec.clone(), cores));
+        let plan = ConvPlan::<T>::with_window(isa, self.op, self.spec.clone(), self.cores, self.window);
+        let plan = Arc::new(plan);
         let buffer = |dtype, access| ArgType::Buffer { dtype, access };
         let mut types = vec![buffer(T::DTYPE, Access::Read); operands.len()];
         types.push(buffer(T::DTYPE, Access::Write));

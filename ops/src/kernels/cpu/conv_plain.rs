@@ -14,7 +14,7 @@ const SHARE: usize = 256;
 
 /// The variant `plain` of `conv_general`, which serves what no other does.
 pub fn variants() -> Vec<KernelVariant> {
-    vec![KernelVariant::new("conv_general", "plain", "native", &[], |request| {
+    let plain = KernelVariant::new("conv_general", "plain", "native", &[], |request| {
         let KernelOp::Conv(conv) = request.op else {
             return Err(Unservable::new(format!("{} is no convolution", request.op.name())));
         };
@@ -37,7 +37,8 @@ pub fn variants() -> Vec<KernelVariant> {
                 Err(Unservable::new(format!("no convolution of {dtype} gives {out}; cast first")))
             }
         }
-    })]
+    });
+    vec![plain.with_sizes([])]
 }
 
 /// How elements are multiplied and summed.

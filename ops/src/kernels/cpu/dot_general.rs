@@ -15,7 +15,7 @@ use crate::lower::{
 };
 use half::f16;
 use halite_hal::{Access, ArgType, DType, Element, KernelSource, NativeKernel, Signature, Workgroup};
-use halite_profiles::Parameters;
+use halite_profiles::{Parameters, Size};
 use std::sync::Arc;
 
 /// The variants of `dot_general`, best first.
@@ -27,24 +27,26 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, dot, request)
         })
+        .with_sizes([Size::Tile(3)])
         .with_candidates(tiles())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
 }
 
 /// Blockings for tuning to try: `[mc, nc, kc]`, from what fits a small first-level cache to what fills a large second.
-pub(crate) fn tiles() -> Vec<Parameters> {
+fn tiles() -> Vec<Parameters> {
     let [mc, nc, kc] = [[72, 144, 288], [256, 512, 1024], [128, 256, 512]];
     let every =
         mc.into_iter().flat_map(|m| nc.into_iter().flat_map(move |n| kc.into_iter().map(move |k| [m, n, k])));
     every.map(|tile| Parameters::default().with_tile(tile)).collect()
 }
 
-/// The profile's blocking.
-pub(crate) fn tile(parameters: &Parameters) -> GemmTile {
-    let at =
-        |index: usize| parameters.tile().and_then(|tile| tile.get(index)).map_or(0, |size| *size as usize);
-    GemmTile { mc: at(0), nc: at(1), kc: at(2) }
+/// The profile's blocking; without one, that of the instruction set.
+fn tile(parameters: &Parameters) -> GemmTile {
+    match parameters.tile() {
+        Some(&[mc, nc, kc]) => GemmTile { mc: mc as usize, nc: nc as usize, kc: kc as usize },
+        _ => GemmTile::default(),
+    }
 }
 
 fn lower(isa: Isa, dot: &Dot, request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {

@@ -29,7 +29,7 @@ use super::{requirements, supports};
 use crate::cluster::{Cluster, Step, StepOp, View};
 use crate::lower::{KernelOp, KernelVariant, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Signature, Workgroup};
-use halite_profiles::Parameters;
+use halite_profiles::{Parameters, Size};
 use lanes::LANES;
 use machine::Machine;
 use program::{Outputs, Program};
@@ -103,6 +103,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, cluster, request)
         })
+        .with_sizes([Size::Chunk])
         .with_candidates(chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()

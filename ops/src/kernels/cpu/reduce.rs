@@ -31,6 +31,7 @@ use crate::lower::{
 use fold::{Loops, is_larger, position};
 use half::{bf16, f16};
 use halite_hal::{Access, ArgType, DType, KernelSource, NativeKernel, Signature, Workgroup};
+use halite_profiles::Size;
 use std::sync::Arc;
 
 /// Points times instructions from which on few results are worth segments, and those of one segment.
@@ -63,6 +64,7 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, reduction, request)
         })
+        .with_sizes([Size::Chunk])
         .with_candidates(super::elementwise::chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()

@@ -1,7 +1,7 @@
 //! Sliding windows: pooling and its derivatives.
 //!
 //! Launch: a grid `[groups, 1, 1]`; each workgroup has an equal share of the `outer` slices, and writes every element
-//! of its part of the result. Any rank, stride and padding goes through one general loop; windows of 2 x 2 over f32
+//! of its part of the result. Parameters: `chunk`, the elements of x per workgroup, in whole slices. Any rank, stride and padding goes through one general loop; windows of 2 x 2 over f32
 //! that lie side by side have vector code (`pool.rs`). Scattered additions accumulate in the result itself, those of
 //! half precision in an f32 copy of a slice in scratch memory.
 
@@ -17,6 +17,7 @@ use crate::lower::{
 };
 use half::{bf16, f16};
 use halite_hal::{Access, ArgType, DType, Element, KernelSource, NativeKernel, Signature, Workgroup};
+use halite_profiles::{Parameters, Size};
 use pool::Plane;
 use std::sync::Arc;
 
@@ -29,9 +30,15 @@ pub fn variants() -> Vec<KernelVariant> {
             };
             lower(isa, window, request)
         })
-        .with_candidates(super::elementwise::chunks())
+        .with_sizes([Size::Chunk])
+        .with_candidates(chunks())
     };
     Isa::ALL.into_iter().rev().map(of).collect()
+}
+
+/// Elements per workgroup for tuning to try.
+fn chunks() -> Vec<Parameters> {
+    [1 << 12, 1 << 14, 1 << 16].map(|chunk| Parameters::default().with_chunk(chunk)).to_vec()
 }
 
 fn lower(isa: Isa, window: &Window, request: &LowerRequest<'_>) -> Result<Lowered, Unservable> {
@@ -53,7 +60,10 @@ fn lower(isa: Isa, window: &Window, request: &LowerRequest<'_>) -> Result<Lowere
 
     let work = plan.windows * plan.window.iter().product::<usize>() + plan.places;
     let (_, share) = shares(plan.outer.saturating_mul(work), 1, request.device.compute_units as usize);
-    let share = share.div_ceil(work.max(1)).max(1);
+    let share = match request.parameters.int("chunk") {
+        Some(chunk) => (chunk as usize).div_ceil(plan.places.max(1)).clamp(1, plan.outer),
+        None => share.div_ceil(work.max(1)).max(1),
+    };
     let groups = u32::try_from(plan.outer.div_ceil(share))
         .map_err(|_| Unservable::new(format!("{} slices are more than a grid holds", plan.outer)))?;
     let name = format!("{}_{}_{}", window.kind.name(), window.dtype, isa.name());

@@ -20,21 +20,22 @@ mod window;
 mod tests;
 
 use crate::lower::{KernelOp, KernelVariant, LowerRequest, Lowered, Unservable};
-use halite_profiles::Parameters;
+use halite_profiles::{Parameters, Size};
 
 /// Every NPU program variant.
 pub fn variants() -> Vec<KernelVariant> {
     let variant = |op: &str, name: &str| KernelVariant::new(op, name, emit::FORMAT, &[], lower);
+    let (tile, chunk) = ([Size::Tile(3)], [Size::Chunk]);
     let tiles = || [[64, 128, 64], [128, 128, 128], [128, 256, 64], [256, 128, 64]];
     let tiles = || tiles().map(|tile| Parameters::default().with_tile(tile));
     let chunks = || [1024, 2048, 4096, 8192].map(|chunk| Parameters::default().with_chunk(chunk));
     vec![
-        variant("elementwise", "vector").with_candidates(chunks()),
-        variant("reduce", "vector").with_candidates(chunks()),
-        variant("dot_general", "cube").with_candidates(tiles()),
-        variant("conv_general", "cube_im2col").with_candidates(tiles()),
-        variant("window_reduce", "vector").with_candidates(chunks()),
-        variant("pad", "vector"),
+        variant("elementwise", "vector").with_sizes(chunk).with_candidates(chunks()),
+        variant("reduce", "vector").with_sizes(chunk).with_candidates(chunks()),
+        variant("dot_general", "cube").with_sizes(tile).with_candidates(tiles()),
+        variant("conv_general", "cube_im2col").with_sizes(tile).with_candidates(tiles()),
+        variant("window_reduce", "vector").with_sizes(chunk).with_candidates(chunks()),
+        variant("pad", "vector").with_sizes(chunk),
     ]
 }
 

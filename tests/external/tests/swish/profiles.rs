@@ -79,12 +79,29 @@ fn a_profile_that_names_the_variant_changes_its_launch() {
 }
 
 #[test]
-fn a_profile_that_names_no_variant_of_the_operation_is_refused_with_its_line() {
-    let text =
-        "name: my-cpu\nextends: cpu\nmatch: { backend: cpu }\nkernels:\n  swish:\n    - { variant: chunk }\n";
-    let folder = Folder::new("typing-error", &[("cpu.yaml", text)]);
-    let message = folder.session().open("cpu").unwrap_err().to_string();
-    let expected =
-        "cpu.yaml:6: kernels.swish[0].variant 'chunk' is not a kernel of swish; did you mean 'chunked'?";
-    assert!(message.contains(expected), "{message}");
+fn a_profile_that_asks_for_what_the_operation_has_not_is_refused_with_its_line() {
+    for (name, entry, expected) in [
+        (
+            "no-variant",
+            "{ variant: chunk }",
+            "variant 'chunk' is not a kernel of swish; did you mean 'chunked'?",
+        ),
+        (
+            "no-size",
+            "{ variant: chunked, tile: [64] }",
+            "tile is not read by the kernel 'chunked', which reads chunk; leave the key out",
+        ),
+        (
+            "no-variable",
+            "{ variant: chunked, when: n > 3 }",
+            "when 'n > 3' names the unknown variable 'n'; none is accepted here",
+        ),
+    ] {
+        let text = format!(
+            "name: my-cpu\nextends: cpu\nmatch: {{ backend: cpu }}\nkernels:\n  swish:\n    - {entry}\n"
+        );
+        let folder = Folder::new(name, &[("cpu.yaml", &text)]);
+        let message = folder.session().open("cpu").unwrap_err().to_string();
+        assert!(message.contains(&format!("cpu.yaml:6: kernels.swish[0].{expected}")), "{message}");
+    }
 }

@@ -343,3 +343,26 @@ fn results_do_not_depend_on_the_number_of_threads() {
         }
     }
 }
+
+#[test]
+fn results_do_not_depend_on_the_window() {
+    for isa in available() {
+        let spec = ConvSpec::same(3, 5, 7, [19, 14], 3);
+        let t = tensors::<f32>(&spec);
+        for (op, lhs, rhs, len) in
+            [(ConvOp::Forward, &t.x, &t.w, t.dy.len()), (ConvOp::InputGradient, &t.dy, &t.w, t.x.len())]
+        {
+            let of = |window| {
+                let plan = ConvPlan::<f32>::with_window(isa, op, spec.clone(), 2, window);
+                (run(&plan, lhs, rhs, &[], len), plan.scratch_bytes())
+            };
+            let (expected, most_bytes) = of(WINDOW);
+            for window in [0, 1, 300, usize::MAX] {
+                let (got, bytes) = of(window);
+                assert!(got == expected, "{isa:?} {op:?} {window}");
+                assert!(bytes <= most_bytes, "{isa:?} {op:?} {window}: {bytes} bytes");
+            }
+            assert!(of(1).1 < most_bytes, "{isa:?} {op:?}");
+        }
+    }
+}
