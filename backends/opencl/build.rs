@@ -7,8 +7,7 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos") {
         return;
     }
-    // The bindings themselves ask for the library; only the place where it lies is told here, which the linker
-    // searches before the system's folders. An archive of that name would be linked a second time.
-    cc::Build::new().file("stub/opencl.c").warnings(true).cargo_metadata(false).compile("OpenCL");
-    println!("cargo::rustc-link-search=native={}", std::env::var("OUT_DIR").expect("Cargo sets it"));
+    // Linked with this crate, and so before the library that the bindings ask for: whichever the linker finds under that
+    // name, this archive or an installed library, it has nothing left to resolve.
+    cc::Build::new().file("stub/opencl.c").warnings(true).compile("OpenCL");
 }
