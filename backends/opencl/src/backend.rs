@@ -1,23 +1,26 @@
 //! The backend: the devices of all platforms.
 
-use crate::cache::Cache;
+use crate::cache::{CACHE_VARIABLE, Cache};
 use crate::device::{self, DeviceShared};
-use crate::library;
+use crate::library::{self, LIBRARY_VARIABLE, Library};
 use crate::probe::{self, Found};
 use halite_hal::{Device, DeviceInfo, Error, Result, driver};
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 const NAME: &str = "opencl";
 
 /// The backend `opencl`.
 ///
 /// The library is looked for when devices are listed: the file in `HALITE_OPENCL_LIBRARY`, or else the names and
-/// folders that the system's and Android's vendors use. GPUs are numbered first, then accelerators, then processors.
+/// folders that the system's and Android's vendors use. The first one found serves the whole process. GPUs are numbered
+/// first, then accelerators, then processors.
 ///
 /// Opening a device while it is open gives the same device, with the same context and account of memory.
 #[derive(Debug, Default)]
 pub struct OpenClBackend {
+    ignores_environment: bool,
     cache_folder: Option<PathBuf>,
     /// The list of the first search that found any: OpenCL devices do not come and go, and numbers stay.
     found: OnceLock<Vec<Found>>,
@@ -28,6 +31,13 @@ impl OpenClBackend {
     /// The backend with the settings of this process's environment.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Leaves `HALITE_OPENCL_LIBRARY` and `HALITE_CACHE_DIR` aside.
+    #[must_use]
+    pub fn ignoring_environment(mut self) -> Self {
+        self.ignores_environment = true;
+        self
     }
 
     /// Keeps compiled kernels in this folder, and not in the one that `HALITE_CACHE_DIR` or the system names.
@@ -41,8 +51,22 @@ impl OpenClBackend {
         if let Some(found) = self.found.get() {
             return Ok(found);
         }
-        let found = probe::devices(library::load()?, NAME)?;
+        let found = probe::devices(self.library()?, NAME)?;
         Ok(self.found.get_or_init(|| found))
+    }
+
+    fn library(&self) -> Result<&'static Library> {
+        library::load(self.setting(LIBRARY_VARIABLE))
+    }
+
+    fn cache(&self, device: &Found) -> Cache {
+        let folder = self.cache_folder.clone().or_else(|| self.setting(CACHE_VARIABLE).map(PathBuf::from));
+        Cache::new(folder, device.keeps_kernels)
+    }
+
+    /// A variable's value, unless the environment is left aside.
+    fn setting(&self, variable: &str) -> Option<OsString> {
+        if self.ignores_environment { None } else { std::env::var_os(variable) }
     }
 }
 
@@ -70,9 +94,8 @@ impl driver::Backend for OpenClBackend {
         let shared = match slot.upgrade().filter(|open| !open.is_lost()) {
             Some(open) => open,
             None => {
-                let cache = Cache::new(self.cache_folder.clone(), device.keeps_kernels);
-                let open = DeviceShared::open(library::load()?, device.clone(), cache)?;
-                *slot = std::sync::Arc::downgrade(&open);
+                let open = DeviceShared::open(self.library()?, device.clone(), self.cache(device))?;
+                *slot = Arc::downgrade(&open);
                 open
             }
         };

@@ -40,13 +40,12 @@ pub(crate) fn key(fields: &[&str]) -> Key {
 }
 
 impl Cache {
-    /// The folder `explicit`, or else the one that the environment names, or else the user's own. That last one is not
-    /// used where the driver keeps compiled kernels itself and is slow to give them away.
+    /// The folder `explicit`, or else the user's own. That one is not used where the driver keeps compiled kernels itself
+    /// and is slow to give them away. An empty folder is none.
     pub(crate) fn new(explicit: Option<PathBuf>, driver_keeps_kernels: bool) -> Self {
         let variable = |name: &str| std::env::var_os(name);
         let own = || if driver_keeps_kernels { None } else { user_folder(variable, std::env::home_dir()) };
-        let folder = explicit.or_else(|| chosen_folder(variable)).or_else(own);
-        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        let folder = explicit.or_else(own).filter(|folder| !folder.as_os_str().is_empty());
         Self { folder: folder.map(|folder| folder.join("opencl")) }
     }
 
@@ -166,11 +165,6 @@ fn trim(folder: &Path, most: u64) -> io::Result<()> {
         total -= len;
     }
     Ok(())
-}
-
-/// What the user's variable says; empty for none at all.
-fn chosen_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    variable(CACHE_VARIABLE).map(PathBuf::from)
 }
 
 /// XDG base directory on Unix, `Caches` on macOS, `LOCALAPPDATA` on Windows.
@@ -293,12 +287,9 @@ mod tests {
 
     #[test]
     fn a_chosen_folder_wins_and_an_empty_one_keeps_nothing() {
-        let chosen =
-            |value: &'static str| chosen_folder(move |name| (name == CACHE_VARIABLE).then(|| value.into()));
-        assert_eq!(chosen("/elsewhere"), Some("/elsewhere".into()));
-        assert_eq!(chosen_folder(|_| None), None);
         assert!(Cache::new(Some("/elsewhere".into()), true).is_on());
-        assert!(!Cache::new(Some(chosen("").unwrap()), false).is_on());
+        assert!(!Cache::new(Some("".into()), false).is_on());
+        assert!(!Cache::new(None, true).is_on());
     }
 
     #[cfg(all(unix, not(target_os = "macos")))]

@@ -67,11 +67,12 @@ pub(crate) struct Library {
 
 static OPENED: OnceLock<Library> = OnceLock::new();
 
-/// The library, opened by the first call that finds one. A search that finds none is repeated by the next call.
+/// The library, opened by the first call that finds one: the file `named`, or else that of a search. A search that finds
+/// none is repeated by the next call.
 ///
 /// # Errors
 /// `Unavailable` that says what was looked for.
-pub(crate) fn load() -> Result<&'static Library> {
+pub(crate) fn load(named: Option<OsString>) -> Result<&'static Library> {
     static OPENING: Mutex<()> = Mutex::new(());
     if let Some(library) = OPENED.get() {
         return Ok(library);
@@ -80,7 +81,7 @@ pub(crate) fn load() -> Result<&'static Library> {
     if let Some(library) = OPENED.get() {
         return Ok(library);
     }
-    let library = open(std::env::var_os(LIBRARY_VARIABLE))?;
+    let library = open(named)?;
     bind(&library);
     Ok(OPENED.get_or_init(|| library))
 }

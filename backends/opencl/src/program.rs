@@ -36,7 +36,7 @@ impl DeviceShared {
     /// `Build` with the compiler's log; `InvalidArgument` for options that OpenCL does not know.
     pub(crate) fn program(&self, source: &str, options: &str) -> Result<Arc<Program>> {
         let programs = &self.programs;
-        let key = cache::key(&[env!("CARGO_PKG_VERSION"), &programs.identity, options, source]);
+        let key = cache::key(&[env!("CARGO_PKG_VERSION"), &programs.identity, OWN_OPTIONS, options, source]);
         if let Some(program) = lock(&programs.built).get(&key).and_then(Weak::upgrade) {
             return Ok(program);
         }

@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// Commands after which a stream tells the driver to begin, if nothing else does.
 const FLUSH_EVERY: usize = 16;
+/// From this many bytes on, a blocking write into an idle stream waits for its end instead of copying them aside.
+const DIRECT_WRITE_BYTES: usize = 1 << 20;
 /// Commands after which a stream gives back what finished ones held.
 const SETTLE_EVERY: u64 = 32;
 
@@ -356,6 +358,14 @@ impl StreamShared {
         self.refuse_if_failed()
     }
 
+    /// Waits for a command that uses borrowed memory, and says how it ended.
+    fn wait_for_borrowed(&self, point: &Point) -> Result<()> {
+        self.flush();
+        // Whatever else has happened, the memory is the caller's again only when the driver is done with it.
+        point.wait_until_over();
+        point.wait(None).unwrap_or_else(|| Err(event::timed_out(None)))
+    }
+
     /// Moves `len` bytes, at least one, between two places that `held` keeps alive.
     ///
     /// # Safety
@@ -440,6 +450,17 @@ impl driver::Stream for OpenClStream {
         Ok(())
     }
 
+    fn write_blocking(&self, dst: &BufferSlice, src: &[u8]) -> Result<()> {
+        if src.len() < DIRECT_WRITE_BYTES || !self.0.is_idle() {
+            return self.write(dst, src.into());
+        }
+        let held = vec![Held::Buffer(dst.buffer().clone())];
+        let bytes = Place::Host(src.as_ptr().cast_mut());
+        // SAFETY: the bytes are as long as the range (`driver::Stream`), only read from, and borrowed until it is over.
+        let point = unsafe { self.0.transfer("a write", place(dst)?, bytes, dst.len_bytes(), held)? };
+        self.0.wait_for_borrowed(&point)
+    }
+
     fn read_blocking(&self, src: &BufferSlice, dst: &mut [u8]) -> Result<()> {
         if dst.is_empty() {
             return self.0.enqueue_nothing();
@@ -448,10 +469,7 @@ impl driver::Stream for OpenClStream {
         let target = Place::Host(dst.as_mut_ptr());
         // SAFETY: the memory is as long as the range (`driver::Stream`) and borrowed until the wait below is over.
         let point = unsafe { self.0.transfer("a read", target, place(src)?, src.len_bytes(), held)? };
-        self.0.flush();
-        // Whatever else has happened, the memory is the caller's again only when the driver is done with it.
-        point.wait_until_over();
-        point.wait(None).unwrap_or_else(|| Err(event::timed_out(None)))
+        self.0.wait_for_borrowed(&point)
     }
 
     fn read(&self, src: &BufferSlice, dst: HostTarget) -> Result<()> {

@@ -132,6 +132,27 @@ fn a_source_that_does_not_compile_brings_its_log() {
 }
 
 #[test]
+fn threads_compile_and_launch_at_the_same_time() {
+    let Some(device) = device() else { return };
+    std::thread::scope(|scope| {
+        for thread in 0..4u32 {
+            let device = &device;
+            scope.spawn(move || {
+                let stream = device.create_stream().unwrap();
+                let out = upload(device, &stream, &[0; 4]);
+                // Some of the programs are the same for two threads.
+                for value in [thread / 2, 10 + thread] {
+                    let source = format!("__kernel void value(__global uint *x) {{ x[0] = {value}u; }}");
+                    let kernel = device.load(&text(&source, "value", [1, 1, 1], vec![U32_BOTH])).unwrap();
+                    stream.launch(&kernel, [1, 1, 1], &[out.clone().into()]).unwrap();
+                    assert_eq!(from_bytes::<u32>(&download(&stream, &out)), [value]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn options_reach_the_compiler_and_wrong_ones_are_an_error() {
     let Some(device) = device() else { return };
     let source = "__kernel void value(__global uint *x) { x[0] = VALUE; }";

@@ -35,6 +35,14 @@ fn an_absent_library_is_told_by_the_variable_that_names_it() {
 }
 
 #[test]
+fn a_variable_that_is_left_aside_hides_no_device() {
+    const NAME: &str = "a_variable_that_is_left_aside_hides_no_device";
+    let Some(()) = with_library(NAME, "/nowhere/libOpenCL.so.1") else { return };
+    absence();
+    found(OpenClBackend::new().ignoring_environment().probe());
+}
+
+#[test]
 fn a_library_of_something_else_is_no_driver() {
     const NAME: &str = "a_library_of_something_else_is_no_driver";
     if !cfg!(target_os = "linux") {

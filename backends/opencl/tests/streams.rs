@@ -70,6 +70,27 @@ fn large_transfers_are_whole() {
 }
 
 #[test]
+fn blocking_writes_of_any_length_leave_their_bytes_to_the_caller() {
+    let Some(device) = device() else { return };
+    let stream = device.create_stream().unwrap();
+    for len in [1usize, 1000, (1 << 20) - 1, 1 << 20, (3 << 20) + 5] {
+        let buffer = device.allocate(len as u64, MemoryKind::Device).unwrap().all();
+        for busy in [false, true] {
+            if busy {
+                stream.fill(&buffer, &[9]).unwrap();
+            } else {
+                stream.synchronize().unwrap();
+            }
+            let mut bytes: Vec<u8> = (0..len).map(|i| ((i * 7) >> 3) as u8).collect();
+            let expected = bytes.clone();
+            stream.write_blocking(&buffer, &bytes).unwrap();
+            bytes.fill(4);
+            assert!(download(&stream, &buffer) == expected, "{len} bytes");
+        }
+    }
+}
+
+#[test]
 fn zero_bytes_and_zero_grids_are_legal_everywhere() {
     let Some(device) = device() else { return };
     let stream = device.create_stream().unwrap();
