@@ -14,6 +14,8 @@ const MAX_ALIGNMENT_BYTES: u64 = 1 << 20;
 const MAX_COMPUTE_UNITS: u32 = 1 << 20;
 /// Bytes that each argument is counted with: a pointer or a 64-bit number.
 const ARGUMENT_BYTES: usize = 8;
+/// `CL_DEVICE_BOARD_NAME_AMD` of the extension `cl_amd_device_attribute_query`.
+const BOARD_NAME_AMD: u32 = 0x4038;
 
 /// A device that the layer can use.
 #[derive(Debug, Clone)]
@@ -125,7 +127,8 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
         || has("cl_intel_subgroups")
         || (version >= (2, 1) && flag(ffi::CL_DEVICE_MAX_NUM_SUB_GROUPS));
 
-    let mut info = DeviceInfo::new(DeviceId::new(backend, 0), name);
+    let board = if has("cl_amd_device_attribute_query") { text(BOARD_NAME_AMD).ok() } else { None };
+    let mut info = DeviceInfo::new(DeviceId::new(backend, 0), product(name, &version_text, board));
     info.vendor = text(ffi::CL_DEVICE_VENDOR).unwrap_or_default();
     info.driver_version = text(ffi::CL_DRIVER_VERSION)?;
     info.memory_bytes = long(ffi::CL_DEVICE_GLOBAL_MEM_SIZE)?;
@@ -206,6 +209,19 @@ fn rank(types: u64) -> u32 {
     order.iter().position(|own| types & own != 0).unwrap_or(order.len()) as u32
 }
 
+/// The product's name, which two vendors do not tell where OpenCL wants it.
+fn product(name: &str, version: &str, board: Option<String>) -> String {
+    // NOTE: AMD's names are those of chips, such as gfx1103; the product's is told by an extension.
+    if let Some(board) = board.filter(|board| !board.is_empty() && board != name) {
+        return format!("{board} ({name})");
+    }
+    // NOTE: Qualcomm's names end before the number, which stands in the version: OpenCL 3.0 Adreno(TM) 740.
+    match version.find("Adreno") {
+        Some(start) if !name.contains(|c: char| c.is_ascii_digit()) => version[start..].to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
 /// Reads `OpenCL <major>.<minor> <vendor's text>`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.strip_prefix("OpenCL ")?.split_whitespace().next()?.split_once('.')?;
@@ -230,6 +246,20 @@ mod tests {
             assert_eq!(parse_version(text), expected, "{text}");
         }
         assert!((1, 10) > (1, 2));
+    }
+
+    #[test]
+    fn products_are_named_where_the_driver_names_a_chip_or_a_family() {
+        let board = |text: &str| Some(text.to_owned());
+        for (name, version, board, expected) in [
+            ("gfx1103", "OpenCL 2.0", board("AMD Radeon 780M"), "AMD Radeon 780M (gfx1103)"),
+            ("gfx1103", "OpenCL 2.0", board(""), "gfx1103"),
+            ("QUALCOMM Adreno(TM)", "OpenCL 3.0 Adreno(TM) 740", None, "Adreno(TM) 740"),
+            ("QUALCOMM Adreno(TM) 740", "OpenCL 3.0 Adreno(TM) 740", None, "QUALCOMM Adreno(TM) 740"),
+            ("Mali-G78 r0p1", "OpenCL 3.0 v1.r38p1", None, "Mali-G78 r0p1"),
+        ] {
+            assert_eq!(product(name, version, board), expected);
+        }
     }
 
     #[test]
