@@ -43,7 +43,7 @@ impl SharedMemoryCalls {
         if allocate.is_null() || free.is_null() {
             return None;
         }
-        // SAFETY: these are the types that OpenCL 2.0 gives the two names (section 5.6.1).
+        // SAFETY: these are the types that OpenCL 2.0 gives the two names (section 5.6).
         unsafe {
             Some(Self {
                 allocate: std::mem::transmute::<*mut c_void, Allocate>(allocate),
