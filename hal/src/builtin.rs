@@ -41,6 +41,18 @@ impl OperandDesc {
     }
 }
 
+/// What is done to each element of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    GeluTanh,
+}
+
 /// Which operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -56,6 +68,16 @@ pub enum BuiltinKind {
     Add,
     /// `out[m, n] = sum over k of lhs[m, k] * rhs[k, n]`, batched over leading axes. Operands: lhs, rhs, out.
     MatMul,
+    /// `out = activation(lhs * rhs + bias)`, the product being that of [`MatMul`](Self::MatMul) and the bias, of shape
+    /// `[n]`, the same for every row. Operands: lhs, rhs, the bias if there is one, out.
+    FusedMatMul {
+        /// Whether there is a bias.
+        bias: bool,
+        /// What is done to the sums.
+        activation: Activation,
+        /// Whether operands of f32 may be rounded to TF32, whose significands have 11 bits, before they are multiplied.
+        allow_tf32: bool,
+    },
 }
 
 impl BuiltinKind {
@@ -66,6 +88,7 @@ impl BuiltinKind {
             Self::Fill { .. } => "fill",
             Self::Add => "add",
             Self::MatMul => "matmul",
+            Self::FusedMatMul { .. } => "fused_matmul",
         }
     }
 
@@ -75,6 +98,7 @@ impl BuiltinKind {
             Self::Fill { .. } => 1,
             Self::Copy => 2,
             Self::Add | Self::MatMul => 3,
+            Self::FusedMatMul { bias, .. } => 3 + usize::from(bias),
         }
     }
 }
@@ -113,6 +137,14 @@ impl BuiltinOp {
                 "operands of built-in '{name}' must agree in shape and dtype"
             )));
         }
+        if let BuiltinKind::FusedMatMul { bias: true, .. } = kind
+            && (operands[2].shape.len() != 1 || operands[2].shape.first() != out.shape.last())
+        {
+            return Err(Error::invalid(format!(
+                "the bias of built-in '{name}' must have one element per column of the output, got shape {:?}",
+                operands[2].shape
+            )));
+        }
         Ok(Self { kind, operands })
     }
 
@@ -133,5 +165,28 @@ impl BuiltinOp {
             args.push(ArgType::Buffer { dtype: DType::U8, access: Access::Write });
         }
         Signature::new(args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fused_product_takes_a_bias_of_one_element_per_column() {
+        let desc = |shape: &[u64]| OperandDesc::contiguous(DType::F32, shape);
+        let op = |bias, operands| {
+            let activation = Activation::Relu;
+            BuiltinOp::new(BuiltinKind::FusedMatMul { bias, activation, allow_tf32: false }, operands)
+        };
+        let (lhs, rhs, out) = (desc(&[2, 3]), desc(&[3, 5]), desc(&[2, 5]));
+        let plain = op(false, vec![lhs.clone(), rhs.clone(), out.clone()]).unwrap();
+        assert_eq!(plain.signature(0).args.len(), 3);
+        let operands = |bias: &[u64]| vec![lhs.clone(), rhs.clone(), desc(bias), out.clone()];
+        let biased = op(true, operands(&[5])).unwrap();
+        assert_eq!(biased.signature(64).args.len(), 5);
+        for bad in [operands(&[4]), operands(&[1, 5]), operands(&[]), vec![lhs.clone(), rhs.clone(), out.clone()]] {
+            assert!(op(true, bad).is_err());
+        }
     }
 }
