@@ -4,9 +4,11 @@
 mod common;
 
 use common::Random;
+use halite_ops::lower::TensorType;
 use halite_ops::reference::{HostTensor, evaluate};
 use halite_ops::registry::{self, OpRecord, Sample};
-use halite_ops::{DType, Engine, Result, Tensor, grad, vector_jacobian_product};
+use halite_ops::{CustomOp, DType, Engine, Error, Result, Tensor, grad, vector_jacobian_product};
+use std::sync::Arc;
 
 /// Central differences with step h are off by about h^2 times the third derivative (1e-10) and by the rounding of
 /// f64 over h (1e-11); both grow with the derivatives of the sample, which are below 1e4.
@@ -91,6 +93,36 @@ fn placeholder(engine: &Engine, shape: &[usize]) -> Tensor {
     engine.tensor(&vec![0f64; elements], shape).unwrap()
 }
 
+/// Those of `wrt` that the output depends on. Any other reason for which a gradient cannot be formed is a failure.
+fn reached(output: &Tensor, inputs: &[Tensor], wrt: &[usize]) -> Result<Vec<usize>, String> {
+    let mut reached = Vec::new();
+    for &index in wrt {
+        match vector_jacobian_product(output, &output.full_like(1.0), &[&inputs[index]]) {
+            Ok(_) => reached.push(index),
+            Err(Error::Gradient { message, .. }) if message.contains("does not depend on") => {}
+            Err(error) => return Err(format!("input {index}: {error}")),
+        }
+    }
+    Ok(reached)
+}
+
+/// Where no path leads from an input to the value, differences must vanish.
+fn vanish(
+    function: &Function<'_>,
+    wrt: impl Iterator<Item = usize>,
+    hosts: &[HostTensor],
+    rest: &[(&Tensor, HostTensor)],
+    random: &mut Random,
+) -> Result<(), String> {
+    for index in wrt {
+        let shape = &hosts[index].shape;
+        let zeros = HostTensor::new(DType::F64, shape, vec![0.0; hosts[index].data.len()]);
+        compare(function, &[index], &[zeros], hosts, rest, random)
+            .map_err(|what| format!("cut off: {what}"))?;
+    }
+    Ok(())
+}
+
 fn check(engine: &Engine, record: &OpRecord, sample: &Sample) -> Result<(), String> {
     let mut random = Random(7);
     let dtype = if record.dtypes.contains(&DType::F64) { DType::F64 } else { DType::F32 };
@@ -98,11 +130,8 @@ fn check(engine: &Engine, record: &OpRecord, sample: &Sample) -> Result<(), Stri
     let inputs = sample.inputs_on(engine, dtype).map_err(message)?;
     let hosts = sample.host_inputs(dtype);
     let output = sample.call(engine, dtype, &inputs).map_err(message)?;
-    let wrt: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].dtype().is_float()).collect();
-    // An input that the output does not depend on has no gradient, and says so.
-    let depends =
-        |index: usize| vector_jacobian_product(&output, &output.full_like(1.0), &[&inputs[index]]).is_ok();
-    let wrt: Vec<usize> = wrt.into_iter().filter(|&index| depends(index)).collect();
+    let floats: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].dtype().is_float()).collect();
+    let wrt = reached(&output, &inputs, &floats)?;
     if wrt.is_empty() {
         return Err("no input has a gradient".to_owned());
     }
@@ -117,7 +146,10 @@ fn check(engine: &Engine, record: &OpRecord, sample: &Sample) -> Result<(), Stri
     let mut rest = vec![(&cotangent, weights)];
     let given: Vec<_> = inputs.iter().zip(hosts.iter().cloned()).chain(rest.iter().cloned()).collect();
     let values = evaluate(&first.iter().collect::<Vec<_>>(), &given).map_err(message)?;
-    compare(&Function { value: &loss, inputs: &inputs }, &wrt, &values, &hosts, &rest, &mut random)?;
+    let function = Function { value: &loss, inputs: &inputs };
+    compare(&function, &wrt, &values, &hosts, &rest, &mut random)?;
+    let others = floats.iter().copied().filter(|index| !wrt.contains(index));
+    vanish(&function, others, &hosts, &rest, &mut random)?;
 
     // Second derivatives: of the sum of the first ones, weighted again.
     let weights: Vec<Tensor> = first.iter().map(|gradient| placeholder(engine, gradient.shape())).collect();
@@ -136,22 +168,16 @@ fn check(engine: &Engine, record: &OpRecord, sample: &Sample) -> Result<(), Stri
     }
     let slope = slope.expect("wrt is not empty");
     // A linear op's derivative does not depend on its inputs any more.
-    let second: Vec<(usize, Tensor)> = wrt
-        .iter()
-        .filter_map(|&index| Some((index, grad(&slope, &[&inputs[index]]).ok()?.swap_remove(0))))
-        .collect();
+    let of = reached(&slope, &inputs, &wrt).map_err(|what| format!("second: {what}"))?;
+    let of_tensors: Vec<&Tensor> = of.iter().map(|&index| &inputs[index]).collect();
+    let second = vector_jacobian_product(&slope, &slope.full_like(1.0), &of_tensors).map_err(message)?;
     let given: Vec<_> = inputs.iter().zip(hosts.iter().cloned()).chain(rest.iter().cloned()).collect();
-    let values =
-        evaluate(&second.iter().map(|(_, tensor)| tensor).collect::<Vec<_>>(), &given).map_err(message)?;
+    let values = evaluate(&second.iter().collect::<Vec<_>>(), &given).map_err(message)?;
     let function = Function { value: &slope, inputs: &inputs };
-    let of: Vec<usize> = second.iter().map(|(index, _)| *index).collect();
-    compare(&function, &of, &values, &hosts, &rest, &mut random).map_err(|what| format!("second: {what}"))?;
-    // Where no path is left, differences must vanish too.
-    for &index in wrt.iter().filter(|index| !of.contains(index)) {
-        let zeros = HostTensor::new(DType::F64, inputs[index].shape(), vec![0.0; inputs[index].elements()]);
-        compare(&function, &[index], &[zeros], &hosts, &rest, &mut random)
-            .map_err(|what| format!("second, cut off: {what}"))?;
-    }
+    let others = floats.iter().copied().filter(|index| !of.contains(index));
+    compare(&function, &of, &values, &hosts, &rest, &mut random)
+        .and_then(|()| vanish(&function, others, &hosts, &rest, &mut random))
+        .map_err(|what| format!("second: {what}"))?;
     Ok(())
 }
 
@@ -246,6 +272,38 @@ fn powers_have_finite_derivatives_of_every_order_at_zero() {
 #[test]
 fn no_gradient_flows_through_a_stopped_value() {
     assert_eq!(gradient_at(&[2.0, 3.0], |x| x.mul(&x.stop_gradient())?.sum_all()), [2.0, 3.0]);
+}
+
+/// An operation without a derivative worth the name.
+struct Broken;
+
+impl CustomOp for Broken {
+    fn name(&self) -> &str {
+        "gradients.broken"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<TensorType, String> {
+        Ok(inputs[0].clone())
+    }
+
+    fn derivative(&self, inputs: &[Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(inputs[0].sum_all()?); inputs.len()])
+    }
+
+    fn reference(&self, inputs: &[HostTensor]) -> Result<HostTensor, String> {
+        Ok(inputs[0].clone())
+    }
+}
+
+#[test]
+fn an_input_is_left_out_only_where_the_output_does_not_depend_on_it() {
+    let engine = common::cpu();
+    let [x, other] = [1f64, 2.0].map(|value| engine.tensor(&[value, value], &[2]).unwrap());
+    let y = x.exp().unwrap();
+    assert_eq!(reached(&y, &[other, x.clone()], &[0, 1]), Ok(vec![1]));
+    let broken = Tensor::call(Arc::new(Broken), &[&x]).unwrap();
+    let message = reached(&broken, &[x], &[0]).unwrap_err();
+    assert!(message.contains("the derivative of gradients.broken"), "{message}");
 }
 
 #[test]
