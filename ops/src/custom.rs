@@ -78,9 +78,10 @@ impl Catalog {
         Ok(())
     }
 
-    /// Checks what a user wrote into a profile, before anything runs: it may name only operations, and variants of formats
-    /// that the device takes, that are here; a `when` only sizes that its operation [has](KernelOp::variable_names); an
-    /// entry only sizes that its variant [reads](KernelVariant::with_sizes); and sums are kept as kernels keep them.
+    /// Checks what a user wrote into a profile, before anything runs: it may name only operations, and variants of
+    /// formats that the device takes, that are here; a `when` only sizes that its operation
+    /// [has](KernelOp::variable_names); an entry only sizes that its variant [reads](KernelVariant::with_sizes); and
+    /// sums are kept as kernels keep them.
     /// Entries of built-in profiles may name what a program has left out.
     ///
     /// # Errors

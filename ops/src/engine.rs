@@ -2,6 +2,7 @@
 
 use crate::fuse::PlanNode;
 use crate::hash::IdMap;
+use crate::lower::TensorType;
 use crate::node::{Node, Placement, topological_order};
 use crate::op::Op;
 use crate::plan::{
@@ -200,7 +201,7 @@ impl Engine {
     /// Blocks until everything enqueued is done.
     ///
     /// # Errors
-    /// The first failure; the tensors that it concerns are unsettled again, their inputs intact.
+    /// The first failure; the tensors that it concerns are unsettled again, as [`eval`] says.
     pub fn synchronize(&self) -> Result<()> {
         let mut work = lock(&self.0.work);
         self.reap(&mut work, 0)?;
@@ -223,9 +224,26 @@ impl Engine {
 
     /// A settled tensor of these bytes.
     pub(crate) fn leaf(&self, dtype: DType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tensor> {
-        let allocation = self.0.pool.allocate(&self.0.stream, bytes.len() as u64)?;
-        if !bytes.is_empty()
-            && let Err(error) = self.0.stream.write(allocation.as_slice(), bytes)
+        self.settled(dtype, shape, bytes.len() as u64, |slice| self.0.stream.write(slice, bytes))
+    }
+
+    /// A settled tensor of zeros, which never lie on the host. Needs no plan.
+    pub(crate) fn settled_zeros(&self, dtype: DType, shape: Vec<usize>) -> Result<Tensor> {
+        let len_bytes = TensorType::new(dtype, &shape).len_bytes() as u64;
+        self.settled(dtype, shape, len_bytes, |slice| self.0.stream.fill(slice, &[0]))
+    }
+
+    /// A settled tensor whose memory, if there is any, `write` gives its contents.
+    fn settled(
+        &self,
+        dtype: DType,
+        shape: Vec<usize>,
+        len_bytes: u64,
+        write: impl FnOnce(&BufferSlice) -> halite_hal::Result<()>,
+    ) -> Result<Tensor> {
+        let allocation = self.0.pool.allocate(&self.0.stream, len_bytes)?;
+        if len_bytes > 0
+            && let Err(error) = write(allocation.as_slice())
         {
             return Err(self.recover(&mut lock(&self.0.work), error.into()));
         }
@@ -494,7 +512,8 @@ impl fmt::Debug for Engine {
 ///
 /// # Errors
 /// `NoKernel` when a device cannot compute an op and its profile forbids a fallback; the device's failure, also a
-/// late one of an earlier evaluation. Whatever failed is unsettled again and can be tried again.
+/// late one of an earlier evaluation. Whatever failed is unsettled again and can be tried again, unless an update had
+/// begun to overwrite memory that an input handed on (see [`Tensor`]).
 pub fn eval(tensors: &[&Tensor]) -> Result<()> {
     let mut rest: Vec<&Tensor> = tensors.to_vec();
     while let Some(first) = rest.first() {

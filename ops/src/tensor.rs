@@ -21,7 +21,10 @@ use std::sync::Arc;
 ///
 /// 1. Methods build nodes; shape, dtype and placement errors appear there, with the caller's source line.
 /// 2. [`eval`](crate::eval), [`to_vec`](Self::to_vec) and the like compute; device errors appear there. A failed
-///    evaluation leaves its inputs as they were, and may be tried again.
+///    evaluation leaves its inputs as they were, and may be tried again, but for one case: a value that nobody else
+///    holds (a weight whose handle was replaced by its successor) hands its memory on to the result. If such an
+///    update fails when it has begun to overwrite that memory, the old value is lost; reading its successor is then an
+///    error that says to make the input anew.
 /// 3. A node is computed once. From then on it is *settled*: a leaf for [`grad`](crate::grad()) and for later
 ///    evaluations, and what it was computed from is released. Form gradients before reading the loss.
 ///
