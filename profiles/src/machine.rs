@@ -3,6 +3,10 @@
 //! It says what the emulated NPU has: cores, buffers, alignments, rates and latencies. There is no
 //! inheritance and nothing is optional but where a default is documented, so a file can be read on its own.
 //! Every section has a `source` that says where its figures come from.
+//!
+//! Devices do not report the sizes of their buffers, so Halite's own NPU kernels are built for those of the built-in
+//! machine, and for its alignments. A machine with smaller buffers or coarser alignments runs programs that were written
+//! for it; the first of Halite's that needs more fails when it runs, as a fault such as `outside UB`.
 
 use serde::Serialize;
 
@@ -98,7 +102,8 @@ pub struct VectorUnit {
     pub source: String,
 }
 
-/// Sizes of one core's memories, in bytes; each has at most 64 MiB.
+/// Sizes of one core's memories, in bytes; each has at most 64 MiB. Halite's own kernels need at least those of
+/// [`Machine::builtin`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Buffers {

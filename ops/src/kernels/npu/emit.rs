@@ -10,7 +10,7 @@ use halite_npu_isa::{
 pub(super) const FORMAT: &str = "npu-program";
 
 /// Sizes of on-chip memories that programs are built for, in bytes: those of the machine that the emulator
-/// models by default. A machine with less refuses the program when it runs.
+/// models by default, since no device reports its own. A machine with less refuses the program when it runs.
 pub(super) struct OnChip {
     pub(super) l1: usize,
     pub(super) l0a: usize,
