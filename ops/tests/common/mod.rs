@@ -4,6 +4,7 @@
 use halite_cpu::CpuBackend;
 use halite_hal::{Device, Registry};
 use halite_npu::NpuBackend;
+use halite_opencl::OpenClBackend;
 use halite_ops::{Catalog, Engine};
 use halite_profiles::{DeviceFacts, Profile, ProfileSet};
 use std::path::PathBuf;
@@ -47,6 +48,28 @@ pub(crate) fn npu_with(options: &[(&str, &str)]) -> Engine {
     let device = registry.open("npu").unwrap();
     let profile = profile_of(&device);
     Engine::new(device, profile, Catalog::builtin(), Some(cpu())).unwrap()
+}
+
+/// Set where a missing OpenCL device is a failure and no reason to skip.
+const OPENCL_REQUIRED: &str = "HALITE_REQUIRE_OPENCL";
+
+/// The first OpenCL device, with the CPU as its fallback; `None`, with a printed reason, where there is none.
+pub(crate) fn opencl() -> Option<Engine> {
+    let mut registry = Registry::new();
+    registry.register(Arc::new(OpenClBackend::new())).unwrap();
+    match registry.open("opencl") {
+        Ok(device) => {
+            let profile = profile_of(&device);
+            Some(Engine::new(device, profile, Catalog::builtin(), Some(cpu())).unwrap())
+        }
+        Err(error) if std::env::var_os(OPENCL_REQUIRED).is_some_and(|value| value == "1") => {
+            panic!("{OPENCL_REQUIRED} is set, but there is no OpenCL device: {error}")
+        }
+        Err(error) => {
+            println!("skipped: {error}");
+            None
+        }
+    }
 }
 
 /// Cargo puts the libraries of dependencies into the folder of the test's executable.

@@ -1,0 +1,379 @@
+//! Strategies for products of matrices, whatever the matrices are: `contraction.cl` and `panels.cl` do the work.
+//!
+//! *plain*: a thread for each element of the result. *tiled*: a workgroup for a tile, with operands through local memory
+//! or straight from the caches; sums over a long k are cut where tiles alone would not fill the device. *packed*: for
+//! CPUs; operands are copied into panels first, which vectors then read from beginning to end.
+
+use super::source::{KernelText, Language, Workspace, accumulator, literal, register, threads};
+use crate::lower::{Epilogue, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
+use halite_hal::{Access, DType};
+
+/// An operand of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Lhs,
+    Rhs,
+}
+
+/// Two matrices that can be multiplied: what `dot.cl` and `conv.cl` read them from.
+pub(super) trait Matrices {
+    /// Sizes and types.
+    fn product(&self) -> Product;
+
+    /// Adds everything that reading one operand takes: its buffer, and what its text wants to be defined.
+    fn read(&self, text: &mut KernelText<'_>, side: Side) -> Result<(), Unservable>;
+
+    /// Defines what storing takes, and what `BASES` is. Called once for every kernel.
+    fn describe(&self, text: &mut KernelText<'_>) -> Result<(), Unservable>;
+
+    /// The text behind those definitions.
+    fn text(&self) -> &'static str;
+}
+
+/// A batch of products of `[m, k]` by `[k, n]`.
+#[derive(Debug, Clone)]
+pub(super) struct Product {
+    pub(super) name: String,
+    pub(super) batch: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k_outer: usize,
+    pub(super) k_inner: usize,
+    pub(super) dtype: DType,
+    pub(super) out_dtype: DType,
+    pub(super) epilogue: Epilogue,
+    /// Which element of the bias belongs to `row` and `column` of `batch`.
+    pub(super) bias_place: &'static str,
+    /// Whether neighbours along k, rather than along rows or columns, lie together.
+    pub(super) k_innermost: [bool; 2],
+    /// Whether sizes are arguments, so that products of other sizes share the code.
+    pub(super) has_free_sizes: bool,
+}
+
+impl Product {
+    fn k(&self) -> usize {
+        self.k_outer * self.k_inner
+    }
+
+    fn elements(&self) -> usize {
+        self.batch * self.m * self.n
+    }
+}
+
+/// The input that holds the bias, where there is one.
+const BIAS_INPUT: usize = 2;
+
+/// Workgroups per compute unit below which long sums are cut.
+const GROUPS_PER_UNIT: usize = 4;
+
+/// Steps of k that are worth a cut.
+const SPLIT_STEPS: usize = 256;
+
+/// Bytes of packed operands that a launch aims at: a share of the outer caches of CPUs.
+const PANEL_BYTES: usize = 64 << 20;
+
+/// Steps of k that a thread packs.
+const PACK_DEPTH: usize = 16;
+
+/// Sums and accumulators that a thread of a tiled kernel may hold.
+const MAX_SUMS: usize = 128;
+
+/// A thread for each element of the result.
+pub(super) fn plain(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    let product = matrices.product();
+    let threads = threads(request);
+    let mut text = begin(language, request, &product, "plain");
+    for side in [Side::Lhs, Side::Rhs] {
+        read(&mut text, matrices, &product, side)?;
+    }
+    store(&mut text, request, matrices, &product)?;
+    text.define("PLAIN", "");
+    text.push(matrices.text());
+    text.push(include_str!("contraction.cl"));
+    Ok(Lowered::single(text.launch(product.elements().div_ceil(threads), [threads, 1])?))
+}
+
+/// Tiles of the result in registers. Profile: `tile: [m, n, k]`, `threads: [x, y]` (x along n), `stages` to pass operands
+/// through local memory, `split_k`, the most cuts of k.
+pub(super) fn tiled(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    let product = matrices.product();
+    let parameters = request.parameters;
+    let (tile_m, tile_n, tile_k) = match parameters.tile() {
+        Some(&[m, n, k, ..]) => (m as usize, n as usize, k as usize),
+        _ => (32, 32, 8),
+    };
+    let (x, y) = match parameters.threads() {
+        Some(&[x, y, ..]) => (x as usize, y as usize),
+        _ => (8, 8),
+    };
+    if product.k() == 0 {
+        return plain(language, request, matrices);
+    }
+    let is_staged = parameters.int("stages").is_some();
+    let acc = accumulator(product.dtype);
+    if x == 0 || y == 0 || !tile_m.is_multiple_of(y) || !tile_n.is_multiple_of(x) || tile_k == 0 {
+        return Err(Unservable::new(format!(
+            "a tile of {tile_m} x {tile_n} x {tile_k} does not divide among {y} x {x} threads"
+        )));
+    }
+    let (rows, columns) = (tile_m / y, tile_n / x);
+    if rows * columns > MAX_SUMS {
+        return Err(Unservable::new(format!(
+            "{rows} x {columns} sums a thread, but at most {MAX_SUMS} are held"
+        )));
+    }
+    let local_memory = request.device.limits.local_memory_bytes;
+    let local_bytes = tile_k * (tile_m + 1 + tile_n) * acc.size();
+    if is_staged && local_bytes as u64 > local_memory {
+        return Err(Unservable::new(format!(
+            "the tile takes {local_bytes} bytes of local memory of {local_memory}"
+        )));
+    }
+
+    let tiles = product.batch * product.m.div_ceil(tile_m) * product.n.div_ceil(tile_n);
+    let wanted = (request.device.compute_units as usize * GROUPS_PER_UNIT).div_ceil(tiles.max(1));
+    let most = parameters.int("split_k").unwrap_or(1) as usize;
+    let splits = wanted.min(most).min(product.k() / SPLIT_STEPS).max(1);
+    let split_k = product.k().div_ceil(splits).next_multiple_of(tile_k);
+    let splits = product.k().div_ceil(split_k).max(1);
+
+    let mut workspace = Workspace::default();
+    let partial = (splits > 1).then(|| workspace.take(request.device, acc, splits * product.elements()));
+    let mut text = begin(language, request, &product, "tiled");
+    text.reaches((splits * product.elements()) as i64);
+    for side in [Side::Lhs, Side::Rhs] {
+        read(&mut text, matrices, &product, side)?;
+    }
+    match partial {
+        Some(partial) => {
+            text.buffer("partial", partial, acc, Access::Write);
+            matrices.describe(&mut text)?;
+        }
+        None => store(&mut text, request, matrices, &product)?,
+    }
+    let run = |count: usize| if count.is_multiple_of(4) { 4 } else { 1 };
+    text.define("TILED", "");
+    if is_staged {
+        text.define("STAGED", "");
+    }
+    for (name, value) in [
+        ("TILE_M", tile_m),
+        ("TILE_N", tile_n),
+        ("TILE_K", tile_k),
+        ("ROWS", rows),
+        ("COLUMNS", columns),
+        ("ROW_RUN", run(rows)),
+        ("COLUMN_RUN", run(columns)),
+        ("SPLITS", splits),
+        ("LHS_K_INNERMOST", usize::from(product.k_innermost[0])),
+        ("RHS_K_INNERMOST", usize::from(product.k_innermost[1])),
+    ] {
+        text.define(name, value);
+    }
+    text.number("SPLIT_K", split_k as i64)?;
+    text.push(matrices.text());
+    text.push(include_str!("contraction.cl"));
+    let first = text.launch(tiles * splits, [x, y])?;
+    let Some(partial) = partial else { return Ok(Lowered::single(first)) };
+    let second = add_splits(language, request, matrices, partial, splits)?;
+    Ok(Lowered { launches: vec![first, second], workspace_bytes: workspace.len_bytes })
+}
+
+/// Adds up the sums over ranges of k.
+fn add_splits(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+    partial: LaunchArg,
+    splits: usize,
+) -> Result<Launch, Unservable> {
+    let product = matrices.product();
+    let threads = threads(request);
+    let mut text = begin(language, request, &product, "split_sum");
+    text.reaches((splits * product.elements()) as i64);
+    text.buffer("partial", partial, accumulator(product.dtype), Access::Read);
+    store(&mut text, request, matrices, &product)?;
+    text.define("SPLIT_SUM", "");
+    text.number("SPLITS", splits as i64)?;
+    text.push(matrices.text());
+    text.push(include_str!("contraction.cl"));
+    text.launch(product.elements().div_ceil(threads), [threads, 1])
+}
+
+/// Panels and vectors, for CPUs. Profile: `tile: [m, n]` of a thread; n is a multiple of a vector's width.
+pub(super) fn packed(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    let (product, parameters) = (matrices.product(), request.parameters);
+    let acc = accumulator(product.dtype);
+    let (rows, columns) = match request.parameters.tile() {
+        Some(&[rows, columns, ..]) => (rows as usize, columns as usize),
+        _ => (8, 32),
+    };
+    let width =
+        [16, 8, 4].into_iter().find(|&width| columns.is_multiple_of(width) && width * acc.size() <= 64);
+    let width =
+        width.ok_or_else(|| Unservable::new(format!("{columns} columns are no whole number of vectors")))?;
+    if rows == 0 || rows * columns > 16 * MAX_SUMS {
+        return Err(Unservable::new(format!("a thread does not hold {rows} x {columns} sums")));
+    }
+    let k = product.k();
+    if k == 0 {
+        return plain(language, request, matrices);
+    }
+    let threads = if parameters.threads().is_some() { threads(request) } else { 1 };
+    let (panels_m, panels_n) = (product.m.div_ceil(rows), product.n.div_ceil(columns));
+    let (lhs_len, rhs_len) = (panels_m * k * rows, k * columns);
+    // What is packed at once: some batches as a whole, or some panels of one.
+    let fit = |len: usize| (PANEL_BYTES / acc.size()).saturating_sub(lhs_len) / len.max(1);
+    let batches = (PANEL_BYTES / acc.size() / (lhs_len + panels_n * rhs_len)).clamp(1, product.batch);
+    let panels = if batches > 1 { panels_n } else { fit(rhs_len).clamp(1, panels_n) };
+
+    let mut workspace = Workspace::default();
+    let packed_lhs = workspace.take(request.device, acc, batches * lhs_len);
+    let packed_rhs = workspace.take(request.device, acc, batches * panels * rhs_len);
+    let begin = |name: &str, first_batch: usize, batches: usize, first_panel: usize, panels: usize| {
+        let mut text = begin(language, request, &product, name);
+        text.reaches((batches * (lhs_len + panels * rhs_len)) as i64);
+        for (name, value) in [
+            ("first_batch", first_batch),
+            ("batches", batches),
+            ("first_panel", first_panel),
+            ("panels", panels),
+        ] {
+            text.number(name, value as i64)?;
+        }
+        for (name, value) in [("ROWS", rows), ("COLUMNS", columns), ("DEPTH", PACK_DEPTH)] {
+            text.define(name, value);
+        }
+        Ok(text)
+    };
+    let slices = k.div_ceil(PACK_DEPTH);
+    let mut launches = Vec::new();
+    for first_batch in (0..product.batch).step_by(batches) {
+        let batches = batches.min(product.batch - first_batch);
+        for first_panel in (0..panels_n).step_by(panels) {
+            let panels = panels.min(panels_n - first_panel);
+            let sides =
+                [(Side::Lhs, "PACK_LHS", packed_lhs, panels_m), (Side::Rhs, "PACK_RHS", packed_rhs, panels)];
+            for (side, define, packed, panels_here) in sides {
+                if side == Side::Lhs && first_panel > 0 {
+                    continue;
+                }
+                let mut text = begin(&define.to_lowercase(), first_batch, batches, first_panel, panels)?;
+                read(&mut text, matrices, &product, side)?;
+                matrices.describe(&mut text)?;
+                text.buffer("packed", packed, acc, Access::Write);
+                text.define(define, "");
+                text.push(matrices.text());
+                text.push(include_str!("panels.cl"));
+                launches.push(text.launch((slices * panels_here * batches).div_ceil(threads), [threads, 1])?);
+            }
+            let mut text = begin("packed", first_batch, batches, first_panel, panels)?;
+            text.buffer("packed_lhs", packed_lhs, acc, Access::Read);
+            text.buffer("packed_rhs", packed_rhs, acc, Access::Read);
+            store(&mut text, request, matrices, &product)?;
+            text.define("MULTIPLY", "");
+            text.define("VECTOR", format!("{acc}x{width}"));
+            text.define("VECTORS", columns / width);
+            text.push(matrices.text());
+            text.push(include_str!("panels.cl"));
+            launches.push(text.launch((panels_m * panels * batches).div_ceil(threads), [threads, 1])?);
+        }
+    }
+    Ok(Lowered { launches, workspace_bytes: workspace.len_bytes })
+}
+
+/// A kernel with what all strategies define.
+fn begin<'a>(
+    language: Language,
+    request: &LowerRequest<'a>,
+    product: &Product,
+    variant: &str,
+) -> KernelText<'a> {
+    let name = format!("{}_{}_{variant}", product.name, product.dtype);
+    let mut text = KernelText::new(language, request, name);
+    text.contracts();
+    let acc = accumulator(product.dtype);
+    text.uses(acc);
+    text.define("ACC", register(acc));
+    let largest = request.inputs.iter().map(|input| input.elements()).max().unwrap_or(0);
+    text.reaches(largest.max(product.elements()) as i64);
+    text
+}
+
+/// Adds one operand; a sum over nothing reads none.
+fn read(
+    text: &mut KernelText<'_>,
+    matrices: &dyn Matrices,
+    product: &Product,
+    side: Side,
+) -> Result<(), Unservable> {
+    if product.k() > 0 {
+        return matrices.read(text, side);
+    }
+    if side == Side::Lhs {
+        text.define("NOTHING_TO_SUM", "");
+    }
+    Ok(())
+}
+
+/// Adds the result, the bias and what is done before the store.
+fn store(
+    text: &mut KernelText<'_>,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+    product: &Product,
+) -> Result<(), Unservable> {
+    matrices.describe(text)?;
+    let Product { out_dtype, epilogue, .. } = *product;
+    let result = register(out_dtype);
+    let mut sum = "(sum)".to_owned();
+    if epilogue.bias.is_some() {
+        let bias = request.inputs.get(BIAS_INPUT).ok_or_else(|| Unservable::new("the bias is missing"))?;
+        text.define_element("BIAS", bias.dtype, Access::Read);
+        text.buffer("bias", LaunchArg::Input(BIAS_INPUT), bias.dtype, Access::Read);
+        sum = format!("((sum) + (ACC)BIAS_LOAD(bias, {}))", product.bias_place);
+    }
+    text.define_element("OUT", out_dtype, Access::Write);
+    text.buffer("out", LaunchArg::Output(0), out_dtype, Access::Write);
+    let zero = literal(out_dtype, 0);
+    let relu = if epilogue.relu { format!(" if (x_ < {zero}) x_ = {zero};") } else { String::new() };
+    text.define(
+        "FINISH(batch, row, column, sum)",
+        format!(
+            "{{ {result} x_ = ({result}){sum};{relu} OUT_STORE(out, OUT_PLACE(batch, row, column), x_); }}"
+        ),
+    );
+    Ok(())
+}
+
+/// Defines the sizes of a product, or passes them.
+pub(super) fn sizes(text: &mut KernelText<'_>, product: &Product) -> Result<(), Unservable> {
+    let sizes = [
+        ("BATCH", product.batch),
+        ("M", product.m),
+        ("N", product.n),
+        ("K_OUTER", product.k_outer),
+        ("K_INNER", product.k_inner),
+    ];
+    for (name, value) in sizes {
+        // A single step is known to the compiler, which then drops the division by it.
+        if product.has_free_sizes && value != 1 {
+            text.number(name, value as i64)?;
+        } else {
+            text.define(name, value);
+        }
+    }
+    Ok(())
+}

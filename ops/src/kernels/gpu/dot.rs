@@ -1,0 +1,121 @@
+//! Batched products of strided matrices: the operands, in `dot.cl`; the strategies are those of `contraction.rs`.
+
+use super::contraction::{Matrices, Product, Side, sizes};
+use super::source::KernelText;
+use crate::cluster::contiguous_strides;
+use crate::lower::{BiasAxis, Dot, LaunchArg, LowerRequest, MatrixView, Unservable};
+use halite_hal::Access;
+
+/// The matrices of a [`Dot`].
+pub(super) struct DotMatrices<'a> {
+    dot: &'a Dot,
+}
+
+impl<'a> DotMatrices<'a> {
+    /// Of `dot`, if its views stay inside their buffers.
+    pub(super) fn new(request: &LowerRequest<'_>, dot: &'a Dot) -> Result<Self, Unservable> {
+        let extents = [[dot.m, dot.k], [dot.k, dot.n]];
+        for (n, (view, [rows, columns])) in [&dot.lhs, &dot.rhs].into_iter().zip(extents).enumerate() {
+            if view.batch_strides.len() != dot.batch.len() {
+                let (strides, axes) = (view.batch_strides.len(), dot.batch.len());
+                return Err(Unservable::new(format!(
+                    "operand {n} has {strides} batch strides over {axes} axes"
+                )));
+            }
+            let axes = dot.batch.iter().zip(&view.batch_strides).map(|(&extent, &stride)| (extent, stride));
+            let axes = axes.chain([(rows, view.row_stride), (columns, view.col_stride)]);
+            let (mut first, mut last) = (i128::from(view.offset), i128::from(view.offset));
+            for (extent, stride) in axes {
+                let reach = i128::from(stride) * (extent as i128 - 1);
+                first += reach.min(0);
+                last += reach.max(0);
+            }
+            let elements = request.inputs.get(n).map_or(0, |input| input.elements());
+            if dot.k > 0 && (first < 0 || last >= elements as i128) {
+                return Err(Unservable::new(format!(
+                    "operand {n} reads elements {first} to {last} of a buffer of {elements}"
+                )));
+            }
+        }
+        Ok(Self { dot })
+    }
+
+    fn view(&self, side: Side) -> &MatrixView {
+        match side {
+            Side::Lhs => &self.dot.lhs,
+            Side::Rhs => &self.dot.rhs,
+        }
+    }
+}
+
+impl Matrices for DotMatrices<'_> {
+    fn product(&self) -> Product {
+        let dot = self.dot;
+        let bias_place = match dot.epilogue.bias {
+            Some(BiasAxis::Row) => "row",
+            _ => "column",
+        };
+        Product {
+            name: "dot_general".to_owned(),
+            batch: dot.batch.iter().product(),
+            m: dot.m,
+            n: dot.n,
+            k_outer: 1,
+            k_inner: dot.k,
+            dtype: dot.dtype,
+            out_dtype: dot.out_dtype,
+            epilogue: dot.epilogue,
+            bias_place,
+            k_innermost: [
+                dot.lhs.col_stride.abs() == 1 || dot.m == 1,
+                dot.rhs.row_stride.abs() == 1 && dot.rhs.col_stride.abs() != 1,
+            ],
+            has_free_sizes: true,
+        }
+    }
+
+    fn read(&self, text: &mut KernelText<'_>, side: Side) -> Result<(), Unservable> {
+        let (name, buffer, arg) = match side {
+            Side::Lhs => ("LHS", "lhs", LaunchArg::Input(0)),
+            Side::Rhs => ("RHS", "rhs", LaunchArg::Input(1)),
+        };
+        let view = self.view(side);
+        text.buffer(buffer, arg, self.dot.dtype, Access::Read);
+        text.define_element(name, self.dot.dtype, Access::Read);
+        let strides = [(format!("{name}_ROW"), view.row_stride), (format!("{name}_COLUMN"), view.col_stride)];
+        for (name, stride) in strides {
+            // The compiler is to see what lies together.
+            if stride.abs() <= 1 {
+                text.define(&name, format!("({stride})"));
+            } else {
+                text.number(&name, stride)?;
+            }
+        }
+        text.number(&format!("{buffer}_offset"), view.offset)
+    }
+
+    fn describe(&self, text: &mut KernelText<'_>) -> Result<(), Unservable> {
+        sizes(text, &self.product())?;
+        let natural = contiguous_strides(&self.dot.batch);
+        let mut bases = String::new();
+        for (side, buffer) in [(Side::Lhs, "lhs"), (Side::Rhs, "rhs")] {
+            if !text.has_parameter(buffer) {
+                continue;
+            }
+            let mut base = format!("{buffer}_offset");
+            for (axis, &stride) in self.view(side).batch_strides.iter().enumerate() {
+                if stride != 0 && self.dot.batch[axis] > 1 {
+                    let (step, extent) = (natural[axis], self.dot.batch[axis]);
+                    base.push_str(&format!(" + batch / {step} % {extent} * ({stride})"));
+                }
+            }
+            bases.push_str(&format!("const INDEX {buffer}_base = {base}; "));
+        }
+        text.define("BASES", bases);
+        Ok(())
+    }
+
+    fn text(&self) -> &'static str {
+        include_str!("dot.cl")
+    }
+}

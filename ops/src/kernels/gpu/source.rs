@@ -1,0 +1,394 @@
+//! What all families share: the source text of a kernel, its arguments, and the finished launch.
+//!
+//! A program is `defines + prelude + numeric.cl + body`. The preludes give the two languages one dialect; the defines
+//! carry what is fixed for a launch (sizes, types, generated expressions).
+
+use crate::lower::{Launch, LaunchArg, LowerRequest, Unservable};
+use halite_hal::{Access, ArgType, DType, DeviceInfo, KernelSource, Scalar, Signature};
+use std::fmt::{Display, Write};
+
+/// A language that drivers compile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Language {
+    /// OpenCL C 1.2.
+    OpenClC,
+    /// CUDA C, as NVRTC takes it.
+    CudaC,
+}
+
+impl Language {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::OpenClC, Self::CudaC];
+
+    /// The kernel format.
+    pub(super) const fn format(self) -> &'static str {
+        match self {
+            Self::OpenClC => "opencl-c",
+            Self::CudaC => "cuda-c",
+        }
+    }
+
+    const fn prelude(self) -> &'static str {
+        match self {
+            Self::OpenClC => include_str!("prelude.cl"),
+            Self::CudaC => include_str!("prelude.cu"),
+        }
+    }
+}
+
+/// Threads of a workgroup where a profile does not say.
+const DEFAULT_THREADS: usize = 64;
+
+/// The largest reach, in elements, that 32-bit indices serve. A quarter of their range, so that the end of a row of
+/// tiles may lie beyond the end of the data.
+const NARROW_REACH: i64 = 1 << 29;
+
+/// Bytes that pieces of a workspace are aligned to at least.
+const WORKSPACE_ALIGNMENT: u64 = 256;
+
+/// The type of elements in memory.
+pub(super) const fn storage(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Bool => "u8",
+        DType::F16 | DType::BF16 => "u16",
+        other => other.name(),
+    }
+}
+
+/// The type of values in registers.
+pub(super) const fn register(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Bool => "u8",
+        DType::F16 | DType::BF16 => "f32",
+        other => other.name(),
+    }
+}
+
+/// A register's value from an element in memory.
+pub(super) fn from_storage(dtype: DType, element: &str) -> String {
+    match dtype {
+        DType::F16 | DType::BF16 => format!("{dtype}_from_bits({element})"),
+        _ => element.to_owned(),
+    }
+}
+
+/// An element for memory from a register's value.
+pub(super) fn to_storage(dtype: DType, value: &str) -> String {
+    match dtype {
+        DType::F16 | DType::BF16 => format!("{dtype}_to_bits({value})"),
+        _ => value.to_owned(),
+    }
+}
+
+/// The type in which sums and products of elements are accumulated: f32 for half precision, unsigned (which wraps) for
+/// integers.
+pub(super) const fn accumulator(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        DType::F16 | DType::BF16 | DType::F32 => DType::F32,
+        DType::I64 | DType::U64 => DType::U64,
+        _ => DType::U32,
+    }
+}
+
+/// The unsigned type of as many bytes, in which elements are moved as bits.
+pub(super) const fn bits_dtype(dtype: DType) -> DType {
+    match dtype.size() {
+        1 => DType::U8,
+        2 => DType::U16,
+        4 => DType::U32,
+        _ => DType::U64,
+    }
+}
+
+/// A constant of the register type that stands for `bits` of `dtype`.
+pub(super) fn literal(dtype: DType, bits: u64) -> String {
+    match dtype {
+        DType::F16 => format!("f32_from_bits(0x{:x}u)", half::f16::from_bits(bits as u16).to_f32().to_bits()),
+        DType::BF16 => format!("f32_from_bits(0x{:x}u)", (bits as u32) << 16),
+        DType::F32 => format!("f32_from_bits(0x{bits:x}u)"),
+        DType::F64 => format!("f64_from_bits(U64(0x{bits:x}))"),
+        DType::I64 | DType::U64 => format!("(({})U64(0x{bits:x}))", register(dtype)),
+        _ => format!("(({})0x{bits:x}u)", register(dtype)),
+    }
+}
+
+/// A parameter as C declares it.
+struct Parameter {
+    ty: String,
+    name: String,
+}
+
+/// A kernel that is being written.
+pub(super) struct KernelText<'a> {
+    pub(super) language: Language,
+    device: &'a DeviceInfo,
+    name: String,
+    defines: String,
+    body: String,
+    parameters: Vec<Parameter>,
+    signature: Vec<ArgType>,
+    args: Vec<LaunchArg>,
+    uses_f64: bool,
+    contracts: bool,
+    in_place: bool,
+    wide: bool,
+}
+
+impl<'a> KernelText<'a> {
+    /// A kernel of this name without arguments.
+    pub(super) fn new(language: Language, request: &LowerRequest<'a>, name: impl Into<String>) -> Self {
+        Self {
+            language,
+            device: request.device,
+            name: name.into(),
+            defines: String::new(),
+            body: String::new(),
+            parameters: Vec::new(),
+            signature: Vec::new(),
+            args: Vec::new(),
+            uses_f64: false,
+            contracts: false,
+            in_place: false,
+            wide: false,
+        }
+    }
+
+    /// Says that values of `dtype` are computed with.
+    pub(super) fn uses(&mut self, dtype: DType) {
+        self.uses_f64 |= dtype == DType::F64;
+    }
+
+    /// Lets a product and a sum be rounded once.
+    pub(super) fn contracts(&mut self) {
+        self.contracts = true;
+    }
+
+    /// Says that indices up to `reach` occur; decides the width of `INDEX`.
+    pub(super) fn reaches(&mut self, reach: i64) {
+        self.wide |= reach > NARROW_REACH;
+    }
+
+    /// Says that a written range may be the very range of a read one; before any buffer is added.
+    pub(super) fn in_place(&mut self, in_place: bool) {
+        self.in_place = in_place;
+    }
+
+    /// `#define name value`.
+    pub(super) fn define(&mut self, name: &str, value: impl Display) {
+        let _ = writeln!(self.defines, "#define {name} {value}");
+    }
+
+    /// Defines `{name}_T`, the type of elements in memory, and `{name}_LOAD(p, i)` or `{name}_STORE(p, i, x)`, which
+    /// convert from and to registers.
+    pub(super) fn define_element(&mut self, name: &str, dtype: DType, access: Access) {
+        self.uses(dtype);
+        self.define(&format!("{name}_T"), storage(dtype));
+        if access.reads() {
+            self.define(&format!("{name}_LOAD(p, i)"), from_storage(dtype, "(p)[i]"));
+        }
+        if access.writes() {
+            let value = to_storage(dtype, "x");
+            self.define(
+                &format!("{name}_STORE(p, i, x)"),
+                format!("((p)[i] = ({})({value}))", storage(dtype)),
+            );
+        }
+    }
+
+    /// Defines `AXES`, by which `places.cl` goes through the axes of sliding windows.
+    pub(super) fn define_axes(
+        &mut self,
+        input: &[usize],
+        output: &[usize],
+        kernel: &[usize],
+        stride: &[usize],
+        dilation: &[usize],
+        pad: &[usize],
+    ) {
+        let lists = [input, output, kernel, stride, dilation, pad];
+        let axes: Vec<String> = (0..input.len())
+            .rev()
+            .map(|axis| format!("AXIS({})", lists.map(|list| list[axis].to_string()).join(", ")))
+            .collect();
+        self.define("AXES(AXIS)", axes.join(" "));
+    }
+
+    /// Adds a buffer argument of elements of `dtype`, under `name` in the text.
+    pub(super) fn buffer(&mut self, name: &str, arg: LaunchArg, dtype: DType, access: Access) {
+        let read_only = if access == Access::Read { "const " } else { "" };
+        // What may be updated in place may overlap.
+        let alone = if self.in_place { "" } else { " RESTRICT" };
+        let ty = format!("{read_only}GLOBAL {}*{alone}", storage(dtype));
+        self.parameters.push(Parameter { ty, name: name.to_owned() });
+        self.signature.push(ArgType::Buffer { dtype, access });
+        self.args.push(arg);
+    }
+
+    /// Adds a scalar argument.
+    pub(super) fn scalar(&mut self, name: &str, arg: LaunchArg, dtype: DType) {
+        self.uses(dtype);
+        self.parameters.push(Parameter { ty: register(dtype).to_owned(), name: name.to_owned() });
+        self.signature.push(ArgType::Scalar(dtype));
+        self.args.push(arg);
+    }
+
+    /// Adds a number that is fixed when the plan is made, so that kernels of many sizes share their code.
+    pub(super) fn number(&mut self, name: &str, value: i64) -> Result<(), Unservable> {
+        let (scalar, dtype) = match i32::try_from(value) {
+            Ok(narrow) if !self.wide => (Scalar::I32(narrow), DType::I32),
+            _ => (Scalar::I64(value), DType::I64),
+        };
+        if dtype == DType::I64 && !self.wide {
+            return Err(Unservable::new(format!("{name} is {value}, beyond 32-bit indices")));
+        }
+        self.scalar(name, LaunchArg::Literal(scalar), dtype);
+        Ok(())
+    }
+
+    /// The parameters so far as C declares them, and as C passes them on.
+    pub(super) fn parameters(&self) -> (String, String) {
+        let declared: Vec<String> = self.parameters.iter().map(|p| format!("{} {}", p.ty, p.name)).collect();
+        let passed: Vec<&str> = self.parameters.iter().map(|p| p.name.as_str()).collect();
+        (declared.join(", "), passed.join(", "))
+    }
+
+    /// How many arguments there are so far.
+    pub(super) fn args(&self) -> usize {
+        self.args.len()
+    }
+
+    /// Whether there is a parameter of this name.
+    pub(super) fn has_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|parameter| parameter.name == name)
+    }
+
+    /// Appends text behind the preludes.
+    pub(super) fn push(&mut self, text: &str) {
+        self.body.push_str(text);
+    }
+
+    /// The finished launch of `groups` workgroups of `threads` threads each.
+    ///
+    /// The grid is `[groups, 1, 1]`, or `[x, y, 1]` where one axis does not hold as many: `GROUP` in the text counts
+    /// them, and may run beyond the last one.
+    pub(super) fn launch(self, groups: usize, threads: [usize; 2]) -> Result<Launch, Unservable> {
+        let device = self.device;
+        check_threads(device, threads)?;
+        if self.uses_f64 && !has_f64(self.language, device) {
+            return Err(Unservable::new("f64 needs the feature fp64, which the device lacks"));
+        }
+        let most_args = device.limits.max_args as usize;
+        if self.args.len() > most_args {
+            return Err(Unservable::new(format!(
+                "the kernel has {} arguments, but the device takes {most_args}",
+                self.args.len()
+            )));
+        }
+        let grid = grid(device, groups)?;
+
+        let mut source = String::new();
+        if self.uses_f64 {
+            source.push_str("#define HAS_F64\n");
+        }
+        if self.contracts {
+            source.push_str("#define CONTRACT\n");
+        }
+        if self.language == Language::OpenClC && device.has_feature("fp16") {
+            source.push_str("#define HAS_F16\n");
+        }
+        source.push_str(self.language.prelude());
+        source.push_str(include_str!("numeric.cl"));
+        let index = if self.wide { "i64" } else { "i32" };
+        let group = if grid[1] == 1 {
+            "((INDEX)GROUP_X)".to_owned()
+        } else {
+            format!("((INDEX)GROUP_Y * {} + (INDEX)GROUP_X)", grid[0])
+        };
+        let _ = writeln!(source, "\n#define INDEX {index}\n#define GROUP {group}");
+        let _ = writeln!(source, "#define NAME {}\n#define PARAMETERS {}", self.name, self.parameters().0);
+        let _ = writeln!(source, "#define THREADS_X {}\n#define THREADS_Y {}", threads[0], threads[1]);
+        let _ = writeln!(source, "#define THREADS (THREADS_X * THREADS_Y)");
+        source.push_str(&self.defines);
+        source.push_str(&self.body);
+
+        let source = KernelSource::Text {
+            language: self.language.format(),
+            source: source.into(),
+            entry: self.name,
+            options: options(self.language, device).to_owned(),
+            workgroup: [threads[0] as u32, threads[1] as u32, 1],
+            signature: Signature { in_place: self.in_place, ..Signature::new(self.signature) },
+            requires: Vec::new(),
+        };
+        Ok(Launch { source, grid, args: self.args })
+    }
+}
+
+/// Division and roots are correctly rounded, and nothing is contracted behind our back, wherever a compiler may choose.
+fn options(language: Language, device: &DeviceInfo) -> &'static str {
+    match language {
+        Language::OpenClC if device.has_feature("correctly-rounded-divide-sqrt") => {
+            "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt"
+        }
+        Language::OpenClC => "-cl-std=CL1.2",
+        Language::CudaC => "--fmad=false",
+    }
+}
+
+fn has_f64(language: Language, device: &DeviceInfo) -> bool {
+    language == Language::CudaC || device.has_feature("fp64")
+}
+
+/// Refuses a workgroup that the device could not run.
+fn check_threads(device: &DeviceInfo, threads: [usize; 2]) -> Result<(), Unservable> {
+    let most = most_threads(device);
+    match threads[0].saturating_mul(threads[1]) {
+        0 => Err(Unservable::new("a workgroup has at least one thread")),
+        count if count > most => {
+            Err(Unservable::new(format!("a workgroup of {count} threads, but the device takes {most}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Most threads of a workgroup, along its first axis too.
+pub(super) fn most_threads(device: &DeviceInfo) -> usize {
+    let limits = &device.limits;
+    limits.max_workgroup_threads.min(limits.max_workgroup[0]).max(1) as usize
+}
+
+/// The threads of a workgroup that a profile asks for, as many as the device takes.
+pub(super) fn threads(request: &LowerRequest<'_>) -> usize {
+    let asked = request.parameters.threads().map(|threads| threads.iter().map(|&t| t as usize).product());
+    asked.unwrap_or(DEFAULT_THREADS).clamp(1, most_threads(request.device))
+}
+
+/// The grid of at least `groups` workgroups.
+fn grid(device: &DeviceInfo, groups: usize) -> Result<[u32; 3], Unservable> {
+    let limits = device.limits.max_grid.map(|limit| limit.min(i32::MAX as u32) as usize);
+    let rows = groups.div_ceil(limits[0].max(1));
+    if rows > limits[1] {
+        return Err(Unservable::new(format!("{groups} workgroups are more than the device's grid holds")));
+    }
+    let columns = groups.div_ceil(rows.max(1));
+    Ok([columns as u32, rows.max(1) as u32, 1])
+}
+
+/// Lays out pieces of scratch memory.
+#[derive(Debug, Default)]
+pub(super) struct Workspace {
+    /// Bytes so far.
+    pub(super) len_bytes: u64,
+}
+
+impl Workspace {
+    /// Memory for `elements` of `dtype`.
+    pub(super) fn take(&mut self, device: &DeviceInfo, dtype: DType, elements: usize) -> LaunchArg {
+        let alignment = WORKSPACE_ALIGNMENT.max(device.limits.offset_alignment_bytes);
+        let offset = self.len_bytes.next_multiple_of(alignment);
+        let len = elements as u64 * dtype.size() as u64;
+        self.len_bytes = offset + len;
+        LaunchArg::Workspace { offset, len }
+    }
+}
