@@ -18,7 +18,7 @@ use crate::sys::{
     CublasLtTable, HeuristicResult, cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t,
     cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, cublasLtMatmulPreference_t,
     cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cublasLtMatrixLayoutAttribute_t,
-    cudaDataType_t,
+    cublasLtReductionScheme_t, cudaDataType_t,
 };
 use halite_hal::builtin::{Activation, BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::{DType, Error, ErrorKind, Kernel, Result};
@@ -374,7 +374,8 @@ fn product(device: &Arc<DeviceShared>, op: &BuiltinOp, plan: &Plan) -> Result<Pr
     let (algorithm, workspace_bytes) = match known {
         Some(known) => known,
         None => {
-            let found = device.call(|_| advise(blas, op.name(), &desc, &layouts))?;
+            let found =
+                device.call(|_| advise(blas, op.name(), &desc, &layouts, plan.sums != plan.out.dtype))?;
             let mut algorithms = lock(&blas.algorithms);
             if algorithms.len() >= MAX_ALGORITHMS {
                 algorithms.clear();
@@ -392,6 +393,7 @@ fn advise(
     name: &str,
     desc: &Descriptor<cublasLtMatmulDesc_t>,
     layouts: &[Descriptor<cublasLtMatrixLayout_t>; 3],
+    sums_are_wider: bool,
 ) -> Result<(cublasLtMatmulAlgo_t, u64)> {
     use cublasLtMatmulPreferenceAttributes_t::*;
     let library = blas.library;
@@ -399,6 +401,11 @@ fn advise(
     call!(library, cublasLtMatmulPreferenceCreate(&mut raw))?;
     let preference = Descriptor { raw, library, destroy: library.table.cublasLtMatmulPreferenceDestroy };
     preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &MAX_WORKSPACE_BYTES)?;
+    // Parts of a long sum are otherwise added up in the output's type.
+    if sums_are_wider {
+        let scheme = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme)?;
+    }
     // It would take 256 bytes for granted, which holds for whole buffers only.
     for attribute in [
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,

@@ -234,7 +234,7 @@ impl Layout {
         let mut parameters = Parameters::with_capacity(addresses.len() + 2, false);
         addresses.iter().for_each(|address| parameters.push(*address));
         bits.into_iter().for_each(|bits| parameters.push(bits));
-        parameters.push_words(&self.words());
+        parameters.push_structure(&self.words());
         let blocks = self.elements().div_ceil(THREADS.into()).clamp(1, MAX_BLOCKS);
         let grid = [u32::try_from(blocks).unwrap_or(1), 1, 1];
         Op::Launch(Launch { function, grid, block: [THREADS, 1, 1], shared_bytes: 0, parameters })

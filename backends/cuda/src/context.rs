@@ -384,9 +384,15 @@ impl Current<'_> {
         self.dispose(call!(self.driver(), cuModuleUnload(module.0)));
     }
 
+    /// A kernel of a module, loaded: later drivers put that off until the first launch, which would then wait for
+    /// whatever the device is doing (CUDA Programming Guide, "Lazy Loading").
     pub(crate) fn function(&self, module: ModuleHandle, name: &CStr) -> Result<FunctionHandle> {
         let mut function = ptr::null_mut();
         call!(self.driver(), cuModuleGetFunction(&mut function, module.0, name.as_ptr()))?;
+        if let Some(load) = self.driver().table.cuFuncLoad {
+            // SAFETY: the function is one of the module, which is alive.
+            self.driver().check(unsafe { load(function) }, "cuFuncLoad")?;
+        }
         Ok(FunctionHandle(function))
     }
 

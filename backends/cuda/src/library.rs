@@ -2,6 +2,7 @@
 
 use halite_hal::{Error, Result};
 use libloading::Library;
+use std::error::Error as _;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -63,13 +64,18 @@ pub(crate) fn open(wanted: &Wanted<'_>) -> Result<(&'static Library, PathBuf)> {
         // the user named as one.
         match unsafe { Library::new(candidate.as_os_str()) } {
             Ok(library) => return Ok((Box::leak(Box::new(library)), candidate.to_path_buf())),
-            Err(error) => _ = first.get_or_insert_with(|| error.to_string()),
+            Err(error) => _ = first.get_or_insert_with(|| explain(&error)),
         }
     }
     let names: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
     let complaint = first.map_or(String::new(), |error| format!(" ({})", one_line(&error)));
     let (what, remedy) = (wanted.what, wanted.remedy);
     Err(Error::unavailable(format!("{what} is absent: looked for {}{complaint}; {remedy}", names.join(", "))))
+}
+
+/// The loader's own words, which some errors keep in their source.
+fn explain(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| source.to_string())
 }
 
 /// Where the driver's library may be.
@@ -192,6 +198,13 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_loaders_own_words_are_passed_on() {
+        let error = open(&wanted(None, &["libnone.so.1"])).unwrap_err();
+        assert!(error.message().contains("libnone.so.1: cannot open shared object file"), "{error}");
     }
 
     #[test]

@@ -44,13 +44,13 @@ pub(crate) struct Launch {
     pub(crate) parameters: Parameters,
 }
 
-/// Values of a kernel's parameters.
+/// Values of a kernel's parameters: addresses and numbers, then at most one structure.
 #[derive(Clone, Default)]
 pub(crate) struct Parameters {
     /// Each value at the beginning of a word; its bytes follow each other as on the device, which is little-endian.
     words: Vec<u64>,
-    /// Index of each value's first word.
-    starts: Vec<usize>,
+    /// How many words are values of their own. What follows is the structure.
+    singles: usize,
     /// Whether the kernel may take more parameters than there are here, which this driver does not tell.
     is_padded: bool,
 }
@@ -59,34 +59,41 @@ pub(crate) struct Parameters {
 static ZEROS: [u64; 4096] = [0; 4096];
 /// More parameters than fit the 4 KiB of the drivers that do not tell a kernel's.
 const PADDED_COUNT: usize = 4096;
+/// Pointers to so many parameters need no memory of their own.
+const FEW: usize = 32;
 
 impl Parameters {
     pub(crate) fn with_capacity(count: usize, is_padded: bool) -> Self {
-        Self { words: Vec::with_capacity(count), starts: Vec::with_capacity(count), is_padded }
+        Self { words: Vec::with_capacity(count), singles: 0, is_padded }
     }
 
-    /// Adds an address or a number, whose bits are extended by zeros.
+    /// Adds an address or a number, whose bits are extended by zeros. Before the structure, if there is one.
     pub(crate) fn push(&mut self, bits: u64) {
-        self.starts.push(self.words.len());
+        debug_assert_eq!(self.words.len(), self.singles);
         self.words.push(bits);
+        self.singles += 1;
     }
 
-    /// Adds a structure.
-    pub(crate) fn push_words(&mut self, words: &[u64]) {
-        self.starts.push(self.words.len());
+    /// Adds the structure.
+    pub(crate) fn push_structure(&mut self, words: &[u64]) {
         self.words.extend_from_slice(words);
     }
 
     /// Passes a pointer to each value to `call`. The driver only reads through them, and not after the call.
     pub(crate) fn with_pointers<R>(&self, call: impl FnOnce(&mut [*mut c_void]) -> R) -> R {
-        let pointer = |start: &usize| ptr::from_ref(&self.words[*start]).cast_mut().cast::<c_void>();
-        let mut pointers: Vec<*mut c_void> =
-            Vec::with_capacity(if self.is_padded { PADDED_COUNT } else { self.starts.len() });
-        pointers.extend(self.starts.iter().map(pointer));
-        if self.is_padded {
-            pointers.resize(PADDED_COUNT, ZEROS.as_ptr().cast_mut().cast());
+        let count = self.singles + usize::from(self.words.len() > self.singles);
+        let words = self.words[..count].iter();
+        let pointers = words.map(|word| ptr::from_ref(word).cast_mut().cast::<c_void>());
+        if count <= FEW && !self.is_padded {
+            let mut few = [ptr::null_mut(); FEW];
+            few.iter_mut().zip(pointers).for_each(|(place, pointer)| *place = pointer);
+            return call(&mut few[..count]);
         }
-        call(&mut pointers)
+        let mut all: Vec<*mut c_void> = pointers.collect();
+        if self.is_padded {
+            all.resize(PADDED_COUNT, ZEROS.as_ptr().cast_mut().cast());
+        }
+        call(&mut all)
     }
 }
 
@@ -191,16 +198,18 @@ mod tests {
 
     #[test]
     fn every_parameter_is_pointed_to_in_order() {
-        let mut parameters = Parameters::with_capacity(3, false);
-        parameters.push(7);
-        parameters.push_words(&[1, 2, 3]);
-        parameters.push(u64::from(1.5f32.to_bits()));
-        parameters.with_pointers(|pointers| {
-            let values: Vec<_> = pointers.iter().map(|pointer| read(*pointer)).collect();
-            assert_eq!(values, [7, 1, u64::from(1.5f32.to_bits())]);
-            // SAFETY: the structure's words follow each other.
-            assert_eq!(unsafe { *pointers[1].cast::<[u64; 3]>() }, [1, 2, 3]);
-        });
+        for count in [0, 2, FEW as u64 - 1, FEW as u64, 100] {
+            let mut parameters = Parameters::with_capacity(3, false);
+            (0..count).for_each(|value| parameters.push(value));
+            parameters.push_structure(&[7, 8, 9]);
+            parameters.with_pointers(|pointers| {
+                let (structure, singles) = pointers.split_last().unwrap();
+                let values: Vec<_> = singles.iter().map(|pointer| read(*pointer)).collect();
+                assert_eq!(values, (0..count).collect::<Vec<_>>());
+                // SAFETY: the structure's words follow each other.
+                assert_eq!(unsafe { *structure.cast::<[u64; 3]>() }, [7, 8, 9]);
+            });
+        }
     }
 
     #[test]

@@ -130,12 +130,10 @@ impl Reaper {
             is_busy |= left > 0;
             has_progress |= left < before;
         }
-        let over: Vec<_> = {
-            let mut state = lock(&self.state);
-            let (over, left) = state.orphans.drain(..).partition(|stream| stream.in_flight() == 0);
-            state.orphans = left;
-            over
-        };
+        // Asked without the lock: whoever gives something back may have a stream's books, and comes here to say so.
+        let orphans = std::mem::take(&mut lock(&self.state).orphans);
+        let (over, left): (Vec<_>, Vec<_>) = orphans.into_iter().partition(|stream| stream.in_flight() == 0);
+        lock(&self.state).orphans.extend(left);
         // The last stream may be the last of its device, whose end comes back here.
         drop(over);
         (is_busy, has_progress)

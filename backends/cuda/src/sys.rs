@@ -16,7 +16,7 @@ use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 pub(crate) use cublaslt::{
     cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
     cublasLtMatmulDescAttributes_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
-    cublasLtMatrixLayout_t, cublasLtMatrixLayoutAttribute_t, cudaDataType_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayoutAttribute_t, cublasLtReductionScheme_t, cudaDataType_t,
 };
 pub(crate) use driver::{
     CUDA_KERNEL_NODE_PARAMS, CUDA_MEMCPY3D, CUDA_MEMSET_NODE_PARAMS, CUcontext, CUdevice, CUdevice_attribute,
@@ -154,6 +154,8 @@ table! {
     optional {
         // Since CUDA 12.4: function, index, offset, size.
         cuFuncGetParamInfo(CUfunction, usize, *mut usize, *mut usize) -> u32;
+        // Since CUDA 12.4.
+        cuFuncLoad(CUfunction) -> u32;
     }
 }
 

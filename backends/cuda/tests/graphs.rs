@@ -145,6 +145,7 @@ fn replays_with_the_same_bindings_are_one_launch_each() {
 fn a_list_holds_its_memory_and_a_replay_holds_its_bindings() {
     each_device(|device| {
         let stream = device.create_stream().unwrap();
+        let gates = Gates::new(device);
         let increment = increment(device);
         let fixed = upload_u32(device, &stream, &[1; 100]);
         let n = || RecordedArg::Scalar(Scalar::U32(100));
@@ -158,7 +159,7 @@ fn a_list_holds_its_memory_and_a_replay_holds_its_bindings() {
         );
         drop(fixed);
         for round in 1..5 {
-            let gate = Gate::close(&stream);
+            let gate = gates.close(&stream);
             let bound = device.allocate(400, MemoryKind::Device).unwrap().all();
             stream.replay(&list, std::slice::from_ref(&bound), &[]).unwrap();
             let read = stream.read(&bound).unwrap();
@@ -166,12 +167,13 @@ fn a_list_holds_its_memory_and_a_replay_holds_its_bindings() {
             gate.open();
             assert_eq!(from_bytes::<u32>(&read.wait().unwrap()), [2 + round; 100]);
         }
-        let gate = Gate::close(&stream);
+        let gate = gates.close(&stream);
         let bound = device.allocate(400, MemoryKind::Device).unwrap().all();
         stream.replay(&list, &[bound], &[]).unwrap();
         drop(list);
         gate.open();
         stream.synchronize().unwrap();
+        drop(gates);
         assert_eq!(device.memory().unwrap().used_bytes, 0);
     });
 }

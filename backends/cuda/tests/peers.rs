@@ -26,7 +26,8 @@ fn copies_wait_for_both_sides_and_hold_their_memory() {
     each_pair(|first, second| {
         let (source, target) = (first.create_stream().unwrap(), second.create_stream().unwrap());
         let link = PeerLink::new(first, second).unwrap();
-        let gates = [Gate::close(&source), Gate::close(&target)];
+        let gates = [Gates::new(first), Gates::new(second)];
+        let gates = [gates[0].close(&source), gates[1].close(&target)];
         let from = upload(first, &source, &[7; 1000]);
         let to = upload(second, &target, &[1; 1000]);
         let after = [source.record().unwrap(), target.record().unwrap()];

@@ -93,9 +93,8 @@ impl Fake {
         let name = CString::new(name).unwrap();
         // SAFETY: the function has this type (`tests/fake/driver.c`).
         unsafe {
-            let count = self
-                .library
-                .get::<unsafe extern "C" fn(*const std::ffi::c_char) -> std::ffi::c_long>("fake_counter");
+            let count =
+                self.library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i64>("fake_counter");
             count.unwrap()(name.as_ptr())
         }
     }
@@ -246,30 +245,50 @@ pub(crate) fn download_u32(stream: &Stream, slice: &BufferSlice) -> Vec<u32> {
     from_bytes(&download(stream, slice))
 }
 
+/// Gates of one device. They are made before anything blocks, since loading and pinning may wait for the device.
+pub(crate) struct Gates {
+    kernel: Kernel,
+    flags: BufferSlice,
+    used: AtomicU32,
+}
+
 /// Keeps a stream from going on until it is opened.
 pub(crate) struct Gate {
     flag: BufferSlice,
 }
 
-impl Gate {
-    pub(crate) fn close(stream: &Stream) -> Self {
-        let device = stream.device();
+impl Gates {
+    pub(crate) fn new(device: &Device) -> Self {
         let kernel = device.load(&text(SOURCE, "await_flag", "", [1, 1, 1], vec![U32_BOTH])).unwrap();
-        let flag = device.allocate(4, MemoryKind::HostVisible).unwrap().all();
-        let gate = Self { flag };
-        gate.set(0);
-        stream.launch(&kernel, [1, 1, 1], &[gate.flag.clone().into()]).unwrap();
-        gate
+        let flags = device.allocate(1024, MemoryKind::HostVisible).unwrap().all();
+        let gates = Self { kernel, flags, used: AtomicU32::new(0) };
+        // Once through, so that everything is in place.
+        let stream = device.create_stream().unwrap();
+        gates.close(&stream).open();
+        stream.synchronize().unwrap();
+        gates
     }
 
+    pub(crate) fn close(&self, stream: &Stream) -> Gate {
+        let number = self.used.fetch_add(1, Ordering::Relaxed);
+        let gate = Gate { flag: self.flags.slice(u64::from(number) * 16, 4).unwrap() };
+        gate.set(0);
+        stream.launch(&self.kernel, [1, 1, 1], &[gate.flag.clone().into()]).unwrap();
+        gate
+    }
+}
+
+impl Gate {
     pub(crate) fn open(self) {
         self.set(1);
     }
 
     fn set(&self, value: u32) {
-        let pointer = self.flag.buffer().host_pointer().unwrap().cast::<u32>();
+        let base = self.flag.buffer().host_pointer().unwrap();
+        // SAFETY: the offset lies inside the buffer.
+        let pointer = unsafe { base.as_ptr().add(self.flag.offset() as usize) }.cast::<u32>();
         // SAFETY: four aligned bytes of host memory, which the kernel only reads, over and over.
-        unsafe { std::sync::atomic::AtomicU32::from_ptr(pointer.as_ptr()) }.store(value, Ordering::Release);
+        unsafe { AtomicU32::from_ptr(pointer) }.store(value, Ordering::Release);
     }
 }
 

@@ -6,7 +6,7 @@
  * pageable memory are refused. What a test cannot see otherwise is counted.
  *
  * Defined when compiling: DEVICES, VERSION, INIT_CODE, MEMORY_BYTES, OLD_DRIVER (no functions that are newer than CUDA
- * 12.3), WITHOUT_SYMBOL. */
+ * 12.3), WITHOUT_SYMBOL, FREE_LAUNCHES (which do nothing, to measure what surrounds them). */
 #pragma once
 #define _GNU_SOURCE
 #include <pthread.h>
