@@ -121,6 +121,18 @@ impl SessionBuilder {
         }
         #[cfg(feature = "npu")]
         registry.register(Arc::new(npu_backend(self.plugins, self.ignores_environment)?))?;
+        #[cfg(feature = "opencl")]
+        {
+            let backend = halite_opencl::OpenClBackend::new();
+            let ignoring = self.ignores_environment;
+            registry.register(Arc::new(if ignoring { backend.ignoring_environment() } else { backend }))?;
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let backend = halite_cuda::CudaBackend::new();
+            let ignoring = self.ignores_environment;
+            registry.register(Arc::new(if ignoring { backend.ignoring_environment() } else { backend }))?;
+        }
         for backend in self.backends {
             registry.register(backend)?;
         }

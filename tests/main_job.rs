@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{DEVICES, network, session};
+use common::{DEVICES, network, opencl, session};
 use halite::demo::digits::Digits;
 use halite::demo::network::CnnConfig;
 use halite::demo::progress::Progress;
@@ -100,6 +100,18 @@ fn first_epoch_agrees_with_f16_storage() {
 }
 
 #[test]
+fn an_opencl_device_learns_the_digits_as_the_cpu_does() {
+    let session = session();
+    let Some(device) = opencl(&session) else { return };
+    let report = train(&session, &[DEVICES[0], &device], DType::F32, 20, 0);
+    assert_close(&report, "opencl", FIRST_LOSS_RTOL_F32);
+    let [cpu, opencl] = [0, 1].map(|index: usize| report.devices[index].test_accuracy.unwrap());
+    assert!(opencl >= LEAST_ACCURACY && (cpu - opencl).abs() <= ACCURACY_SPREAD, "{cpu} {opencl}");
+    let report = train(&session, &[DEVICES[0], &device], DType::F16, 1, 0);
+    assert_close(&report, "opencl f16", FIRST_LOSS_RTOL_F16);
+}
+
+#[test]
 fn initial_weights_are_equal_as_bits_on_every_device() {
     let session = session();
     let bits = |device: &str| -> Vec<Vec<u32>> {
@@ -109,7 +121,8 @@ fn initial_weights_are_equal_as_bits_on_every_device() {
     };
     let reference = bits(DEVICES[0]);
     assert!(reference[0].iter().any(|&bits| bits != 0));
-    for device in &DEVICES[1..] {
-        assert!(bits(device) == reference, "{device}");
+    let others = DEVICES[1..].iter().map(ToString::to_string).chain(opencl(&session));
+    for device in others {
+        assert!(bits(&device) == reference, "{device}");
     }
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{DEVICES, batches, network, relative_difference, session, values};
+use common::{DEVICES, batches, network, opencl, relative_difference, session, values};
 use halite::demo::network::CnnConfig;
 use halite::{DType, Tensor};
 
@@ -18,8 +18,9 @@ fn every_device_agrees_with_the_cpu(storage: DType, rtol: f64) {
     let session = session();
     let config = CnnConfig { storage, ..CnnConfig::DIGITS };
     let mut cpu = network(&session, DEVICES[0], config, 11);
+    let devices = DEVICES[1..].iter().map(ToString::to_string).chain(opencl(&session));
     let mut others: Vec<_> =
-        DEVICES[1..].iter().map(|device| (device, network(&session, device, config, 11))).collect();
+        devices.map(|device| (device.clone(), network(&session, &device, config, 11))).collect();
     let mut worst = 0f64;
     for (step, batch) in batches(STEPS).iter().enumerate() {
         let (images, labels) = cpu.upload(batch).unwrap();

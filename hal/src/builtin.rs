@@ -185,7 +185,9 @@ mod tests {
         let operands = |bias: &[u64]| vec![lhs.clone(), rhs.clone(), desc(bias), out.clone()];
         let biased = op(true, operands(&[5])).unwrap();
         assert_eq!(biased.signature(64).args.len(), 5);
-        for bad in [operands(&[4]), operands(&[1, 5]), operands(&[]), vec![lhs.clone(), rhs.clone(), out.clone()]] {
+        for bad in
+            [operands(&[4]), operands(&[1, 5]), operands(&[]), vec![lhs.clone(), rhs.clone(), out.clone()]]
+        {
             assert!(op(true, bad).is_err());
         }
     }

@@ -12,6 +12,20 @@ use std::process::Command;
 /// The devices that this repository brings along, and that must therefore be there.
 pub const DEVICES: [&str; 2] = ["cpu:0", "npu:0"];
 
+/// The first OpenCL device, or nothing on a machine without one, which is a failure where `HALITE_REQUIRE_OPENCL` is 1.
+pub fn opencl(session: &Session) -> Option<String> {
+    let found = session.discover();
+    let device =
+        found.devices.iter().find(|info| info.id.backend == "opencl").map(|info| info.id.to_string());
+    if device.is_none() {
+        let reason = found.absent.into_iter().find(|absence| absence.backend == "opencl").map(|a| a.reason);
+        let required = std::env::var_os("HALITE_REQUIRE_OPENCL").is_some_and(|value| value == "1");
+        assert!(!required, "no OpenCL device: {reason:?}");
+        println!("skipped: no OpenCL device: {reason:?}");
+    }
+    device
+}
+
 /// A session without the settings of whoever runs the test.
 pub fn session() -> Session {
     builder().build().expect("backends and profiles are in order")
@@ -22,10 +36,13 @@ pub fn builder() -> SessionBuilder {
     Session::builder().without_environment()
 }
 
-/// A program without the settings and the profiles of whoever runs the test.
+/// A program without the settings and the profiles of whoever runs the test, and without the GPUs of the machine.
 pub fn program(path: &Path) -> Command {
     let mut command = Command::new(path);
     clear(&mut command);
+    for library in ["HALITE_OPENCL_LIBRARY", "HALITE_CUDA_LIBRARY"] {
+        command.env(library, "/absent/library.so");
+    }
     command.env("XDG_CONFIG_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
