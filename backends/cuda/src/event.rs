@@ -4,6 +4,7 @@ use crate::context::EventHandle;
 use crate::device::{DeviceShared, lock};
 use crate::stream::StreamShared;
 use halite_hal::{Error, ErrorKind, Event, Result, driver};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,20 @@ const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_
 pub(crate) struct EventShared {
     device: Arc<DeviceShared>,
     pub(crate) handle: EventHandle,
-    /// How the work before it ended, once that is known.
+    /// Whether the device is known to be past it.
+    is_over: AtomicBool,
+    /// What was said of it first, which is said from then on.
     outcome: OnceLock<Result<()>>,
+}
+
+/// Where the work before an event stands. It does not fail by itself: a fault loses the device.
+pub(crate) enum Progress {
+    Running,
+    Over,
+    /// Nothing runs any more.
+    Lost(Error),
+    /// The driver does not say. What the work uses is not free.
+    Refused(Error),
 }
 
 impl Drop for EventShared {
@@ -36,18 +49,52 @@ impl EventShared {
             Some(handle) => handle,
             None => device.call(|gpu| gpu.event_create())?,
         };
-        Ok(Self { device: device.clone(), handle, outcome: OnceLock::new() })
+        Ok(Self { device: device.clone(), handle, is_over: AtomicBool::new(false), outcome: OnceLock::new() })
+    }
+
+    /// Where the work before the event stands now.
+    pub(crate) fn progress(&self) -> Progress {
+        if self.is_over() {
+            return Progress::Over;
+        }
+        self.learn(self.device.call(|gpu| gpu.event_query(self.handle)))
+    }
+
+    /// Whether the device is known to be past the event.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Whether a failure was said of it, which is said from then on.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self.outcome.get(), Some(Err(_)))
+    }
+
+    fn learn(&self, answer: Result<bool>) -> Progress {
+        match answer {
+            Ok(false) => Progress::Running,
+            Ok(true) => {
+                self.is_over.store(true, Ordering::Release);
+                Progress::Over
+            }
+            Err(error) if self.device.is_lost() => Progress::Lost(error),
+            Err(error) => Progress::Refused(error),
+        }
     }
 
     /// The outcome of the work before the event, `None` while that is under way. Never waits.
     pub(crate) fn poll(&self) -> Option<Result<()>> {
-        if let Some(outcome) = self.outcome.get() {
-            return Some(outcome.clone());
+        match self.outcome.get() {
+            Some(outcome) => Some(outcome.clone()),
+            None => self.tell(self.progress()),
         }
-        let outcome = match self.device.call(|gpu| gpu.event_query(self.handle)) {
-            Ok(false) => return None,
-            Ok(true) => Ok(()),
-            Err(error) => Err(error),
+    }
+
+    fn tell(&self, progress: Progress) -> Option<Result<()>> {
+        let outcome = match progress {
+            Progress::Running => return None,
+            Progress::Over => Ok(()),
+            Progress::Lost(error) | Progress::Refused(error) => Err(error),
         };
         Some(self.outcome.get_or_init(|| outcome).clone())
     }
@@ -58,8 +105,8 @@ impl EventShared {
             return Some(outcome);
         }
         let Some(limit) = timeout else {
-            let outcome = self.device.call(|gpu| gpu.event_synchronize(self.handle));
-            return Some(self.outcome.get_or_init(|| outcome).clone());
+            let answer = self.device.call(|gpu| gpu.event_synchronize(self.handle));
+            return self.tell(self.learn(answer.map(|()| true)));
         };
         // The driver knows no wait with a limit.
         let start = Instant::now();
@@ -103,7 +150,7 @@ impl CudaEvent {
             Self::OfFailed(error) => Err(error.clone()),
             Self::Recorded { event, stream, sequence, generation } => match ask(event) {
                 None => Ok(false),
-                Some(outcome) => stream.settle(*sequence, *generation, outcome).map(|()| true),
+                Some(outcome) => stream.settle(event, *sequence, *generation, outcome).map(|()| true),
             },
         }
     }

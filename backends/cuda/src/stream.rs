@@ -14,7 +14,7 @@
 use crate::buffer::place;
 use crate::context::{Current, StreamHandle};
 use crate::device::{DeviceShared, lock};
-use crate::event::{self, CudaEvent, EventShared};
+use crate::event::{self, CudaEvent, EventShared, Progress};
 use crate::graph::GraphList;
 use crate::op::{self, Op};
 use crate::transfer::{HostCopy, SmallRead};
@@ -104,8 +104,11 @@ impl StreamShared {
 
     /// Gives back what finished work held. Never waits.
     pub(crate) fn reap(&self) {
-        let released = lock(&self.books).reap(self.device.is_lost());
-        // Freed outside of the lock: the driver's free waits for the device.
+        let released = {
+            let mut books = lock(&self.books);
+            if self.device.is_lost() { books.give_up() } else { books.reap() }
+        };
+        // Dropped outside of the lock: a drop may come back here.
         drop(released);
     }
 
@@ -123,15 +126,18 @@ impl StreamShared {
         }
     }
 
-    /// Notes that all commands up to `sequence` are over, with this outcome, and says how they ended: the first failure
-    /// wins, and one of a waited-for event counts here too.
-    pub(crate) fn settle(&self, sequence: u64, generation: u64, outcome: Result<()>) -> Result<()> {
+    /// Notes what was said of an event behind `sequence` commands, and says how they ended: the first failure wins, and
+    /// one of a waited-for event counts here too.
+    pub(crate) fn settle(
+        &self,
+        event: &EventShared,
+        sequence: u64,
+        generation: u64,
+        outcome: Result<()>,
+    ) -> Result<()> {
         let mut books = lock(&self.books);
-        let mut outcome = outcome;
-        let released = books.release(sequence, outcome.is_ok());
-        if let (Err(error), Ok(())) = (failure_of(&released), &outcome) {
-            outcome = Err(error);
-        }
+        let released = if event.is_over() { books.release(sequence) } else { Vec::new() };
+        let mut outcome = outcome.and_then(|()| failure_of(&released));
         if outcome.is_ok() && books.lost_read.is_some_and(|first| first <= sequence) {
             outcome = self.device.check();
         }
@@ -154,7 +160,12 @@ impl StreamShared {
         }
         let (sequence, generation, last) = {
             let books = lock(&self.books);
-            let last = books.marks.back().filter(|_| books.marked_all()).map(|(_, mark)| mark.clone());
+            if books.marked_all() && books.marks.is_empty() {
+                return books.failure.clone().map_or(Ok(()), Err);
+            }
+            // One that the driver has refused to answer for is no use to wait for.
+            let last = books.marks.back().filter(|(_, mark)| books.marked_all() && !mark.is_refused());
+            let last = last.map(|(_, mark)| mark.clone());
             (books.sequence, books.generation, last)
         };
         let event = match last {
@@ -167,7 +178,7 @@ impl StreamShared {
         };
         drop(order);
         let outcome = event.wait(timeout).ok_or_else(|| event::timed_out(timeout))?;
-        self.settle(sequence, generation, outcome)?;
+        self.settle(&event, sequence, generation, outcome)?;
         let books = lock(&self.books);
         match &books.failure {
             Some(error) if books.generation == generation => Err(error.clone()),
@@ -210,7 +221,7 @@ impl StreamShared {
             let mut books = lock(&self.books);
             let sequence = books.sequence;
             books.add_mark(sequence, event);
-            released = books.reap(false);
+            released = books.reap();
         }
         drop(order);
         drop(released);
@@ -241,7 +252,7 @@ impl StreamShared {
         let mut books = lock(&self.books);
         let (sequence, generation) = (books.sequence, books.generation);
         books.add_mark(sequence, event.clone());
-        let released = books.reap(false);
+        let released = books.reap();
         drop(books);
         drop(order);
         drop(released);
@@ -276,8 +287,12 @@ impl StreamShared {
         // Once the failure is known here, nothing new is enqueued; the second wait is for what came in between.
         if self.synchronize(None).is_err() {
             self.device.check()?;
-            let _ = self.synchronize(None);
+            let again = self.synchronize(None);
             self.device.check()?;
+            if !self.is_idle() {
+                // The driver does not say that the work is over, so neither can it be taken for that.
+                return again;
+            }
         }
         let mut books = lock(&self.books);
         if let Some(failure) = books.failure.take() {
@@ -306,54 +321,64 @@ impl Books {
         self.marked = sequence;
     }
 
-    /// Takes out what is held up to and including command `sequence`, and finishes reads if all went well.
-    fn release(&mut self, sequence: u64, went_well: bool) -> Vec<Held> {
+    /// Takes out what is held up to and including command `sequence`, which is over, and finishes reads.
+    fn release(&mut self, sequence: u64) -> Vec<Held> {
         while self.marks.front().is_some_and(|(mark, _)| *mark <= sequence) {
             self.marks.pop_front();
         }
         // Here, under the lock: whoever has seen the event next finds the bytes in place.
         while self.reads.front().is_some_and(|(number, _)| *number <= sequence) {
-            let Some((number, read)) = self.reads.pop_front() else { break };
-            if went_well {
-                read.finish();
-            } else {
-                self.lost_read.get_or_insert(number);
-            }
+            let Some((_, read)) = self.reads.pop_front() else { break };
+            read.finish();
         }
         let count = self.held.partition_point(|(number, _)| *number <= sequence);
-        let released = self.held.drain(..count).map(|(_, held)| held);
-        if went_well {
-            return released.collect();
-        }
-        // A thread of the driver may be in the middle of a copy on the host, and nobody will say when it is over. What
-        // it uses stays taken.
-        released
-            .filter_map(|held| match held {
-                Held::HostCopy(copy) => {
-                    std::mem::forget(copy);
-                    None
-                }
-                held => Some(held),
-            })
-            .collect()
+        self.held.drain(..count).map(|(_, held)| held).collect()
     }
 
-    /// Takes out what is held up to the last mark that is over. After a loss nothing runs any more.
-    fn reap(&mut self, is_lost: bool) -> Vec<Held> {
-        if is_lost {
-            return self.release(u64::MAX, false);
-        }
+    /// Takes out what is held up to the last mark that is over.
+    fn reap(&mut self) -> Vec<Held> {
         let mut released = Vec::new();
         while let Some((mark, event)) = self.marks.front() {
-            let Some(outcome) = event.poll() else { break };
-            let mark = *mark;
-            let over = self.release(mark, outcome.is_ok());
-            if let Err(error) = outcome.and(failure_of(&over)) {
-                self.failure.get_or_insert(error);
+            let failure = match event.progress() {
+                Progress::Over => {
+                    let over = self.release(*mark);
+                    let failure = failure_of(&over).err();
+                    released.extend(over);
+                    failure
+                }
+                Progress::Running => break,
+                // The next look gives everything up after a loss, and asks again after a refusal. Until then nothing
+                // more is enqueued.
+                Progress::Lost(error) | Progress::Refused(error) => {
+                    self.failure.get_or_insert(error);
+                    break;
+                }
+            };
+            if let Some(failure) = failure {
+                self.failure.get_or_insert(failure);
             }
-            released.extend(over);
         }
         released
+    }
+
+    /// Takes out everything after a loss: nothing runs any more.
+    fn give_up(&mut self) -> Vec<Held> {
+        self.marks.clear();
+        if let Some((number, _)) = self.reads.front() {
+            self.lost_read.get_or_insert(*number);
+        }
+        self.reads.clear();
+        let all = self.held.drain(..).map(|(_, held)| held);
+        // A thread of the driver may be in the middle of a copy on the host, and nobody will say when it is over. What
+        // it uses stays taken.
+        all.filter_map(|held| match held {
+            Held::HostCopy(copy) => {
+                std::mem::forget(copy);
+                None
+            }
+            held => Some(held),
+        })
+        .collect()
     }
 }
 

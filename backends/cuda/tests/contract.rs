@@ -681,12 +681,13 @@ fn a_refusal_at_an_event_poisons_the_stream_and_who_waits_for_it_until_reset() {
     let Some(fake) = Fake::new(&[]) else { return };
     let device = fake.open();
     let (stream, other) = (device.create_stream().unwrap(), device.create_stream().unwrap());
+    let gates = Gates::new(&device);
     let buffer = upload(&device, &stream, &[1; 8]);
-    stream.synchronize().unwrap();
-    // Whoever asks first is refused: the stream, that gives back what is over, or the event.
-    fake.fail("cuEventQuery", 998, 0);
+    let gate = gates.close(&stream);
     let event = stream.record().unwrap();
-    let error = event.is_done().unwrap_err();
+    fake.fail("cuEventSynchronize", 998, 0);
+    let error = event.wait(None).unwrap_err();
+    gate.open();
     assert!(error.to_string().contains("CUDA_ERROR_OF_THE_FUTURE"), "{error}");
     assert!(matches!(error.kind(), ErrorKind::Backend { code: 998, .. }));
     let same = |result: halite_hal::Result<()>| assert_eq!(result.unwrap_err().message(), error.message());
@@ -709,6 +710,33 @@ fn a_refusal_at_an_event_poisons_the_stream_and_who_waits_for_it_until_reset() {
     same(after.wait(None));
     same(event.wait(None));
     stream.synchronize().unwrap();
+}
+
+#[test]
+fn what_work_uses_is_not_free_while_the_driver_does_not_say_that_it_is_over() {
+    let Some(fake) = Fake::new(&[]) else { return };
+    let device = fake.open();
+    let stream = device.create_stream().unwrap();
+    let gates = Gates::new(&device);
+    let used = device.memory().unwrap().used_bytes;
+    let buffer = upload(&device, &stream, &[1; 8]);
+    stream.synchronize().unwrap();
+    let gate = gates.close(&stream);
+    let read = stream.read(&buffer).unwrap();
+    drop(buffer);
+    let after = stream.record().unwrap();
+    fake.fail("cuEventSynchronize", 998, 0);
+    let refused = after.wait(None).unwrap_err();
+    assert_eq!(device.memory().unwrap().used_bytes, used + 8);
+    let second = device.allocate(8, MemoryKind::Device).unwrap().all();
+    assert_eq!(stream.fill(&second, &[1]).unwrap_err().message(), refused.message());
+    gate.open();
+    // The refusal was of one answer; the read itself went well.
+    assert_eq!(read.wait().unwrap(), [1; 8]);
+    stream.reset().unwrap();
+    stream.fill(&second, &[3]).unwrap();
+    assert_eq!(download(&stream, &second), [3; 8]);
+    assert_eq!(after.wait(None).unwrap_err().message(), refused.message());
 }
 
 #[test]

@@ -324,10 +324,12 @@ fn a_poisoned_stream_replays_nothing() {
     for _ in 0..2 {
         stream.replay(&list, &buffers, &[Scalar::U32(1)]).unwrap();
     }
-    stream.synchronize().unwrap();
-    fake.fail("cuEventQuery", 998, 0);
+    let gates = Gates::new(&device);
+    let gate = gates.close(&stream);
     let event = stream.record().unwrap();
+    fake.fail("cuEventSynchronize", 998, 0);
     event.wait(None).unwrap_err();
+    gate.open();
     let error = stream.replay(&list, &buffers, &[Scalar::U32(1)]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Backend { code: 998, .. }), "{error}");
     stream.reset().unwrap();
