@@ -145,7 +145,8 @@ pub fn tune(
     let info = device.info().clone();
     let (base, previous) = file::profiles_of(session, &info)?;
     let cases = cases(options.op.as_deref())?;
-    let bench = measure::Bench::new(session, device, base.clone())?;
+    let in_force = previous.clone().unwrap_or_else(|| base.clone());
+    let bench = measure::Bench::new(session, device, base.clone(), in_force)?;
     let candidates: Vec<Vec<Candidate>> = cases.iter().map(|case| bench.candidates(case)).collect();
     let total = candidates.iter().map(|list| list.len() + 1).sum();
     let (begin, mut done) = (Instant::now(), 0);

@@ -125,6 +125,17 @@ fn a_later_run_uses_the_tuned_profile_and_says_so() {
     assert!(text.contains("  reduce:\n") && text.contains("  elementwise:\n"), "{text}");
     assert_eq!(text.matches("extends: cpu").count(), 1);
 
+    // A tuning without time keeps what an earlier one found.
+    let found = "{ variant: portable, when: \"k >= 256\", chunk: 384 }";
+    let lines = text
+        .lines()
+        .map(|line| if line.contains("k >= 256") { format!("    - {found}\n") } else { format!("{line}\n") });
+    std::fs::write(file, lines.collect::<String>()).unwrap();
+    let (code, _, stderr) = halite(&folder, &["tune", "cpu:0", "--op", "reduce", "--budget", "1ms"]);
+    assert_eq!(code, 0, "{stderr}");
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(found.trim_end_matches(" }")), "{text}");
+
     // Another hand's file of that name stays.
     std::fs::write(file, text.replacen("# Written by", "# Mended by", 1)).unwrap();
     let (code, _, stderr) = halite(&folder, &["tune", "cpu:0", "--op", "reduce", "--budget", "1ms"]);

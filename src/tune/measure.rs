@@ -14,13 +14,16 @@ const RTOL: f64 = 1e-4;
 const BATCH: Duration = Duration::from_millis(4);
 /// Candidates that are timed again, side by side with the current choice.
 const FINALISTS: usize = 3;
-/// Readings of each finalist.
-const ROUNDS: usize = 5;
+/// Readings of each finalist, in turns, so that a slow moment of the machine meets all of them.
+const ROUNDS: usize = 15;
 
 /// A device with the profile that candidates are compared to, and the kernels that they are checked against.
 pub(super) struct Bench {
     device: Device,
+    /// What candidates extend: the profile without what an earlier tuning added.
     base: Arc<Profile>,
+    /// What is launched today.
+    in_force: Arc<Profile>,
     catalog: Catalog,
     fallback: Engine,
     plain: Engine,
@@ -37,14 +40,19 @@ struct Entrant {
 }
 
 impl Bench {
-    pub(super) fn new(session: &Session, device: Device, base: Arc<Profile>) -> Result<Self, Error> {
+    pub(super) fn new(
+        session: &Session,
+        device: Device,
+        base: Arc<Profile>,
+        in_force: Arc<Profile>,
+    ) -> Result<Self, Error> {
         let catalog = session.catalog().clone();
         let cpu = session.open_device("cpu")?;
         // The portable kernels, also where the user's own profile would choose others.
         let portable = halite_profiles::ProfileSet::builtin().by_name("cpu")?;
         let plain = Engine::new(cpu.clone(), portable, catalog.clone(), None)?;
         let fallback = session.open("cpu")?;
-        Ok(Self { device, base, catalog, fallback, plain })
+        Ok(Self { device, base, in_force, catalog, fallback, plain })
     }
 
     /// What could serve the case: the sizes that the profile lists and those that the variants bring along.
@@ -81,7 +89,7 @@ impl Bench {
     ) -> Result<CaseResult, Error> {
         let begin = Instant::now();
         let expected = values(case, &case.inputs_on(&self.plain)?)?;
-        let engine = self.engine(self.base.clone())?;
+        let engine = self.engine(self.in_force.clone())?;
         let current = self.chosen(case, &engine)?;
         progress(&current);
         let reference = self.enter(case, current.clone(), engine, &expected)?.map_err(|outcome| {
