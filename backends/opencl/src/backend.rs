@@ -21,6 +21,7 @@ const NAME: &str = "opencl";
 #[derive(Debug, Default)]
 pub struct OpenClBackend {
     ignores_environment: bool,
+    has_no_thread: bool,
     cache_folder: Option<PathBuf>,
     /// The list of the first search that found any: OpenCL devices do not come and go, and numbers stay.
     found: OnceLock<Vec<Found>>,
@@ -44,6 +45,15 @@ impl OpenClBackend {
     #[must_use]
     pub fn with_cache_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache_folder = Some(folder.into());
+        self
+    }
+
+    /// Calls the driver on its callers' threads alone: no thread of the backend looks after work that nobody asks about,
+    /// so what it holds is given back by later calls. For drivers that one thread may use, such as Oclgrind's checks
+    /// for uninitialised memory.
+    #[must_use]
+    pub fn without_thread(mut self) -> Self {
+        self.has_no_thread = true;
         self
     }
 
@@ -95,6 +105,9 @@ impl driver::Backend for OpenClBackend {
             Some(open) => open,
             None => {
                 let open = DeviceShared::open(self.library()?, device.clone(), self.cache(device))?;
+                if self.has_no_thread {
+                    open.reaper.stop();
+                }
                 *slot = Arc::downgrade(&open);
                 open
             }

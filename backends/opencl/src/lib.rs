@@ -8,7 +8,7 @@
 //! `HALITE_CACHE_DIR` the folder for compiled kernels (empty for none).
 //!
 //! What a device can do is probed, never assumed: `fp16`, `fp64`, `subgroups`, `int64_atomics`, `images`,
-//! `unified_memory`, and `local_memory` where it is memory of its own and not a part of the global one.
+//! `unified_memory`, `correctly_rounded_divide_sqrt`, and `local_memory` where it is memory of its own and not a part of the global one.
 //!
 //! A program should wait for its work before it ends: a driver for processors (PoCL) runs work, and compiles kernels, on
 //! threads of the process, and may abort when that ends meanwhile.

@@ -152,6 +152,10 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
         ("subgroups", subgroups),
         ("local_memory", local_type == ffi::CL_LOCAL),
         ("int64_atomics", has("cl_khr_int64_base_atomics")),
+        (
+            "correctly_rounded_divide_sqrt",
+            bits(ffi::CL_DEVICE_SINGLE_FP_CONFIG) & ffi::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT != 0,
+        ),
         ("images", flag(ffi::CL_DEVICE_IMAGE_SUPPORT)),
         ("unified_memory", flag(ffi::CL_DEVICE_HOST_UNIFIED_MEMORY)),
     ]

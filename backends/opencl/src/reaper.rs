@@ -38,7 +38,7 @@ impl Reaper {
         let mut state = lock(&self.state);
         state.streams.retain(|stream| stream.strong_count() > 0);
         state.streams.push(Arc::downgrade(stream));
-        if !state.has_thread {
+        if !state.has_thread && !state.stopped {
             let reaper = self.clone();
             let thread = thread::Builder::new().name("halite-opencl".into());
             state.has_thread = thread.spawn(move || reaper.run()).map_err(no_thread).is_ok();
@@ -65,7 +65,7 @@ impl Reaper {
         lock(&self.state).streams.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Ends the thread: the device is gone, and with it all streams.
+    /// Ends the thread, because the device is gone and with it all streams, or keeps it from being started.
     pub(crate) fn stop(&self) {
         lock(&self.state).stopped = true;
         self.changed.notify_all();

@@ -16,7 +16,7 @@ mod widen;
 pub mod window;
 
 #[cfg(test)]
-mod harness;
+pub(crate) mod harness;
 
 use crate::lower::{KernelVariant, Unservable};
 use simd::Isa;

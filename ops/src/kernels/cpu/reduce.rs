@@ -17,7 +17,7 @@
 
 mod fold;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::elementwise::machine::{Machine, argument};
 use super::elementwise::program::{Outputs, Program};

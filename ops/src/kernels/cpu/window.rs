@@ -7,7 +7,7 @@
 
 mod pool;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::elementwise::shares;
 use super::simd::Isa;

@@ -7,6 +7,7 @@
 use super::source::{KernelText, Language, Workspace, accumulator, literal, register, threads};
 use crate::lower::{Epilogue, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, DType};
+use halite_profiles::Parameters;
 
 /// An operand of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,30 @@ const PACK_DEPTH: usize = 16;
 /// Sums and accumulators that a thread of a tiled kernel may hold.
 const MAX_SUMS: usize = 128;
 
+/// Tiles for tuning to try, through local memory and without.
+pub(super) fn tiles() -> Vec<Parameters> {
+    let shapes = [
+        ([16, 32, 8], [8, 8]),
+        ([32, 32, 8], [8, 8]),
+        ([32, 64, 16], [16, 8]),
+        ([64, 64, 8], [8, 8]),
+        ([64, 64, 16], [16, 16]),
+        ([128, 64, 16], [16, 16]),
+        ([128, 128, 8], [16, 16]),
+    ];
+    let of = |(tile, threads): ([u32; 3], [u32; 2])| {
+        let sizes = Parameters::default().with_tile(tile).with_threads(threads).with_split_k(16);
+        [sizes.clone().with_stages(1), sizes]
+    };
+    shapes.into_iter().flat_map(of).collect()
+}
+
+/// Tiles of packed products for tuning to try: as many sums as vector registers of 512 or 256 bits hold.
+pub(super) fn panels() -> Vec<Parameters> {
+    let tiles = [[4, 16], [6, 16], [4, 32], [6, 32], [8, 32], [12, 32], [16, 16], [24, 16], [4, 64], [6, 64]];
+    tiles.map(|tile| Parameters::default().with_tile(tile).with_threads([1])).into()
+}
+
 /// A thread for each element of the result.
 pub(super) fn plain(
     language: Language,
@@ -117,7 +142,7 @@ pub(super) fn tiled(
     if product.k() == 0 {
         return plain(language, request, matrices);
     }
-    let is_staged = parameters.int("stages").is_some();
+    let is_staged = parameters.int("stages").is_some() && request.local_staging != Some(false);
     let acc = accumulator(product.dtype);
     if x == 0 || y == 0 || !tile_m.is_multiple_of(y) || !tile_n.is_multiple_of(x) || tile_k == 0 {
         return Err(Unservable::new(format!(
@@ -214,6 +239,16 @@ pub(super) fn packed(
     request: &LowerRequest<'_>,
     matrices: &dyn Matrices,
 ) -> Result<Lowered, Unservable> {
+    packed_within(PANEL_BYTES, language, request, matrices)
+}
+
+/// As [`packed`], in launches of about so many bytes of packed operands.
+pub(super) fn packed_within(
+    panel_bytes: usize,
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
     let (product, parameters) = (matrices.product(), request.parameters);
     let acc = accumulator(product.dtype);
     let (rows, columns) = match request.parameters.tile() {
@@ -235,9 +270,10 @@ pub(super) fn packed(
     let (panels_m, panels_n) = (product.m.div_ceil(rows), product.n.div_ceil(columns));
     let (lhs_len, rhs_len) = (panels_m * k * rows, k * columns);
     // What is packed at once: some batches as a whole, or some panels of one.
-    let fit = |len: usize| (PANEL_BYTES / acc.size()).saturating_sub(lhs_len) / len.max(1);
-    let batches = (PANEL_BYTES / acc.size() / (lhs_len + panels_n * rhs_len)).clamp(1, product.batch);
-    let panels = if batches > 1 { panels_n } else { fit(rhs_len).clamp(1, panels_n) };
+    let budget = panel_bytes / acc.size();
+    let batches = (budget / (lhs_len + panels_n * rhs_len)).clamp(1, product.batch);
+    let fit = budget.saturating_sub(lhs_len) / rhs_len;
+    let panels = if batches > 1 { panels_n } else { fit.clamp(1, panels_n) };
 
     let mut workspace = Workspace::default();
     let packed_lhs = workspace.take(request.device, acc, batches * lhs_len);

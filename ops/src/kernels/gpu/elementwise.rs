@@ -14,6 +14,7 @@ use super::source::{KernelText, Language, storage, threads};
 use crate::cluster::{Cluster, Literal, Step, StepOp, View};
 use crate::lower::{Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, DType};
+use halite_profiles::Parameters;
 use std::fmt::Write;
 
 /// Rows with fewer points would leave most of a workgroup idle.
@@ -22,12 +23,24 @@ const SHORTEST_ROW: usize = 16;
 /// Arguments beyond which sizes become constants of the text.
 const MAX_ARGS: usize = 32;
 
+/// Sizes for tuning to try.
+pub(super) fn candidates() -> impl Iterator<Item = Parameters> {
+    let chunks = |threads| [1, 2, 4, 8].map(move |chunk| (threads, chunk));
+    [64, 128, 256].into_iter().flat_map(chunks).flat_map(|(threads, chunk)| {
+        [1, 4]
+            .map(|unroll| Parameters::default().with_threads([threads]).with_chunk(chunk).with_unroll(unroll))
+    })
+}
+
 /// The launch of a program.
 pub(super) fn lower(
     language: Language,
     request: &LowerRequest<'_>,
     program: &Cluster,
 ) -> Result<Lowered, Unservable> {
+    if program.points() == 0 || program.outputs.is_empty() {
+        return Ok(Lowered::default());
+    }
     let inputs: Vec<LaunchArg> = (0..program.inputs.len()).map(LaunchArg::Input).collect();
     let outputs: Vec<LaunchArg> = (0..program.outputs.len()).map(LaunchArg::Output).collect();
     Ok(Lowered::single(launch(language, request, program, &inputs, &outputs)?))
@@ -191,9 +204,14 @@ impl Generator<'_> {
         text
     }
 
+    /// Axes that rows are numbered along; none for a single row.
+    fn outer_axes(&self) -> usize {
+        if self.layout.rows > 1 { self.program.shape.len() - 1 } else { 0 }
+    }
+
     /// The sizes that the text names.
     fn sizes(&self) -> Vec<(String, i64)> {
-        let outer = self.program.shape.len().saturating_sub(1);
+        let outer = self.outer_axes();
         let mut sizes = vec![("columns".to_owned(), self.layout.columns as i64)];
         if self.layout.rows > 1 {
             sizes.push(("rows".to_owned(), self.layout.rows as i64));
@@ -223,7 +241,7 @@ impl Generator<'_> {
     /// The index along each outer axis, and where each input's row begins.
     fn bases(&self) -> String {
         let mut text = String::new();
-        let outer = self.program.shape.len().saturating_sub(1);
+        let outer = self.outer_axes();
         if self.layout.rows > 1 {
             text.push_str("        INDEX rest = row;\n");
             for axis in (0..outer).rev() {
@@ -246,7 +264,13 @@ impl Generator<'_> {
     }
 
     fn index(&self, axis: usize) -> String {
-        if axis + 1 == self.program.shape.len() { "column".to_owned() } else { format!("i{axis}") }
+        if axis + 1 == self.program.shape.len() {
+            "column".to_owned()
+        } else if self.layout.rows > 1 {
+            format!("i{axis}")
+        } else {
+            "0".to_owned()
+        }
     }
 
     /// The element of input `n` at `column`.

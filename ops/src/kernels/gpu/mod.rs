@@ -16,10 +16,14 @@ mod reduce;
 mod source;
 mod window;
 
+#[cfg(test)]
+mod tests;
+
 use crate::lower::{KernelOp, KernelVariant, LowerRequest, Lowered, Unservable};
 use contraction::Matrices;
 use conv::ConvMatrices;
 use dot::DotMatrices;
+use halite_profiles::{Parameters, Size};
 use source::Language;
 
 /// Every variant, in both languages, the plainest of each op last.
@@ -31,54 +35,77 @@ fn variants_in(language: Language) -> Vec<KernelVariant> {
     let variant = |op: &str, name: &str, lower: LowerIn| {
         KernelVariant::new(op, name, language.format(), &[], move |request| lower(language, request))
     };
+    let groups = || [Size::Threads(1)];
     let mut variants = vec![
         variant("elementwise", "generated", |language, request| match request.op {
             KernelOp::Elementwise(program) => elementwise::lower(language, request, program),
             other => Err(not_this(other)),
-        }),
+        })
+        .with_sizes([Size::Threads(1), Size::Chunk, Size::Unroll])
+        .with_candidates(elementwise::candidates()),
         variant("reduce", "generated", |language, request| match request.op {
             KernelOp::Reduce(reduction) => reduce::lower(language, request, reduction),
             other => Err(not_this(other)),
-        }),
+        })
+        .with_sizes([Size::Threads(1), Size::Chunk])
+        .with_candidates(reduce::candidates()),
         variant("window_reduce", "plain", |language, request| match request.op {
             KernelOp::Window(window) => window::lower(language, request, window),
             other => Err(not_this(other)),
-        }),
+        })
+        .with_sizes(groups())
+        .with_candidates(groups_of_threads()),
         variant("pad", "plain", |language, request| match request.op {
             KernelOp::Pad(pad) => pad::lower(language, request, pad),
             other => Err(not_this(other)),
-        }),
+        })
+        .with_sizes(groups())
+        .with_candidates(groups_of_threads()),
     ];
-    for (dot_name, conv_name, strategy) in STRATEGIES {
-        if dot_name == "packed" && language != Language::OpenClC {
-            continue;
-        }
-        variants.push(KernelVariant::new("dot_general", dot_name, language.format(), &[], move |request| {
-            let KernelOp::Dot(dot) = request.op else { return Err(not_this(request.op)) };
-            strategy(language, request, &DotMatrices::new(request, dot)?)
-        }));
-        variants.push(KernelVariant::new(
-            "conv_general",
-            conv_name,
-            language.format(),
-            &[],
-            move |request| {
-                let KernelOp::Conv(conv) = request.op else { return Err(not_this(request.op)) };
-                strategy(language, request, &ConvMatrices::new(request, conv)?)
-            },
+    let tiled = || vec![Size::Tile(3), Size::Threads(2), Size::Stages, Size::SplitK];
+    variants.extend(products(language, ["tiled"; 2], tiled(), contraction::tiles(), contraction::tiled));
+    // CUDA C has no vectors of 16 elements, and its devices no use for them.
+    if language == Language::OpenClC {
+        let packed = vec![Size::Tile(2), Size::Threads(1)];
+        variants.extend(products(
+            language,
+            ["packed"; 2],
+            packed,
+            contraction::panels(),
+            contraction::packed,
         ));
     }
+    let plain = groups_of_threads().collect();
+    variants.extend(products(language, ["plain", "direct"], groups().into(), plain, contraction::plain));
     variants
 }
 
-type Strategy = fn(Language, &LowerRequest<'_>, &dyn Matrices) -> Result<Lowered, Unservable>;
+/// The variants of one strategy, for matrices and for convolutions, under these names.
+fn products(
+    language: Language,
+    names: [&str; 2],
+    sizes: Vec<Size>,
+    candidates: Vec<Parameters>,
+    strategy: Strategy,
+) -> [KernelVariant; 2] {
+    let format = language.format();
+    let dot = KernelVariant::new("dot_general", names[0], format, &[], move |request| {
+        let KernelOp::Dot(dot) = request.op else { return Err(not_this(request.op)) };
+        strategy(language, request, &DotMatrices::new(request, dot)?)
+    });
+    let conv = KernelVariant::new("conv_general", names[1], format, &[], move |request| {
+        let KernelOp::Conv(conv) = request.op else { return Err(not_this(request.op)) };
+        strategy(language, request, &ConvMatrices::new(request, conv)?)
+    });
+    [dot, conv].map(|variant| variant.with_sizes(sizes.clone()).with_candidates(candidates.clone()))
+}
 
-/// The variants of products: their names for matrices and for convolutions.
-const STRATEGIES: [(&str, &str, Strategy); 3] = [
-    ("tiled", "tiled", contraction::tiled),
-    ("packed", "packed", contraction::packed),
-    ("plain", "direct", contraction::plain),
-];
+/// Workgroups for tuning to try where a thread computes one element.
+fn groups_of_threads() -> impl Iterator<Item = Parameters> {
+    [32, 64, 128, 256].into_iter().map(|threads| Parameters::default().with_threads([threads]))
+}
+
+type Strategy = fn(Language, &LowerRequest<'_>, &dyn Matrices) -> Result<Lowered, Unservable>;
 
 type LowerIn = fn(Language, &LowerRequest<'_>) -> Result<Lowered, Unservable>;
 

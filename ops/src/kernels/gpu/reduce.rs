@@ -14,6 +14,7 @@ use super::source::{KernelText, Language, Workspace, accumulator, literal, regis
 use crate::cluster::{Cluster, Literal, View, contiguous_strides};
 use crate::lower::{Launch, LaunchArg, LowerRequest, Lowered, ReduceKind, Reduction, Unservable};
 use halite_hal::{Access, DType};
+use halite_profiles::Parameters;
 use std::fmt::Write;
 
 /// Rows of at most this many elements are reduced by a thread each.
@@ -33,6 +34,14 @@ const MAX_ARGS: usize = 40;
 
 /// Most neighbours of a thread.
 const MAX_LANES: usize = 64;
+
+/// Sizes for tuning to try: those of GPUs, then those of CPUs.
+pub(super) fn candidates() -> impl Iterator<Item = Parameters> {
+    let chunks = |threads| [1, 2, 4].map(move |chunk| (threads, chunk));
+    let of_cpus = [16, 32, 64].map(|chunk| (1, chunk));
+    let pairs = [64, 128, 256].into_iter().flat_map(chunks).chain(of_cpus);
+    pairs.map(|(threads, chunk)| Parameters::default().with_threads([threads]).with_chunk(chunk))
+}
 
 /// The launches of a reduction.
 pub(super) fn lower(

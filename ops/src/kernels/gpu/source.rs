@@ -328,7 +328,7 @@ impl<'a> KernelText<'a> {
 /// Division and roots are correctly rounded, and nothing is contracted behind our back, wherever a compiler may choose.
 fn options(language: Language, device: &DeviceInfo) -> &'static str {
     match language {
-        Language::OpenClC if device.has_feature("correctly-rounded-divide-sqrt") => {
+        Language::OpenClC if device.has_feature("correctly_rounded_divide_sqrt") => {
             "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt"
         }
         Language::OpenClC => "-cl-std=CL1.2",

@@ -15,6 +15,13 @@ pub(super) fn lower(
     if lists.iter().any(|list| list.len() != axes) {
         return Err(Unservable::new(format!("the window's lists do not have {axes} axes")));
     }
+    for axis in 0..axes {
+        let last = window.output[axis].saturating_sub(1) * window.stride[axis];
+        let (low, extent) = (window.pad_low[axis], window.input[axis]);
+        if low >= window.window[axis] || last >= low + extent {
+            return Err(Unservable::new(format!("a window along axis {axis} lies over padding alone")));
+        }
+    }
     let [inputs, outputs, taps] =
         [&window.input, &window.output, &window.window].map(|extents| extents.iter().product::<usize>());
     // (define, whether x is read, whether values are read and how many belong to an outer index)

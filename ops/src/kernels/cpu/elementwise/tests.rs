@@ -77,7 +77,7 @@ pub(crate) fn random_view(random: &mut Random, dtype: DType, shape: &[usize]) ->
     (View { dtype, offset: -first, strides }, (last - first) as usize + 1)
 }
 
-fn random_shape(random: &mut Random) -> Vec<usize> {
+pub(crate) fn random_shape(random: &mut Random) -> Vec<usize> {
     match random.below(8) {
         0 => vec![],
         1 => vec![random.pick(&[0, 1, 7, 1021, 4099])],

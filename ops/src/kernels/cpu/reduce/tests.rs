@@ -14,7 +14,7 @@ fn sum_tolerance(n: usize, absolute: f64) -> f64 {
 }
 
 /// What a reduction of one row must give; sums and products of floats with their tolerance.
-fn expected(kind: ReduceKind, dtype: DType, row: &[u64]) -> (u64, f64) {
+pub(crate) fn expected(kind: ReduceKind, dtype: DType, row: &[u64]) -> (u64, f64) {
     let numbers: Vec<f64> =
         if dtype.is_float() { row.iter().map(|bits| float(dtype, *bits)).collect() } else { vec![] };
     let precision = match dtype {
@@ -112,7 +112,13 @@ fn check(reduction: &Reduction, inputs: &[(TensorType, Memory)], scalars: &[Scal
 }
 
 /// The reduction of one loaded input, with an optional square in front.
-fn of_view(kind: ReduceKind, shape: &[usize], kept_rank: usize, view: View, squared: bool) -> Reduction {
+pub(crate) fn of_view(
+    kind: ReduceKind,
+    shape: &[usize],
+    kept_rank: usize,
+    view: View,
+    squared: bool,
+) -> Reduction {
     let dtype = view.dtype;
     let mut program = Cluster::copy(shape, view);
     if squared {

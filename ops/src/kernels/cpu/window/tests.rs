@@ -44,7 +44,7 @@ fn larger(dtype: DType, a: u64, b: u64) -> bool {
 }
 
 /// The result by the definition, as numbers (floats) or wrapped integers.
-fn expected(window: &Window, x: &[u64], other: &[u64]) -> Vec<f64> {
+pub(crate) fn expected(window: &Window, x: &[u64], other: &[u64]) -> Vec<f64> {
     let dtype = window.dtype;
     let number = |bits: u64| if dtype.is_float() { float(dtype, bits) } else { integer(dtype, bits) as f64 };
     let (slice, windows) = (window.input.iter().product::<usize>(), window.output.iter().product::<usize>());
@@ -114,7 +114,7 @@ fn check(window: &Window, x: &Memory, other: &Memory, context: &str) {
     }
 }
 
-fn random_window(random: &mut Random) -> Option<Window> {
+pub(crate) fn random_window(random: &mut Random) -> Option<Window> {
     let rank = random.below(4);
     let mut window = Window {
         kind: random.pick(&WindowKind::ALL),

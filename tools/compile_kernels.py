@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Compiles the text of every GPU kernel for CUDA with NVRTC, without a GPU.
+
+    cargo run -p halite-ops --example kernel_texts -- FOLDER
+    pip install nvidia-cuda-nvrtc-cu12
+    python3 tools/compile_kernels.py FOLDER/cu [--arch sm_80 ...] [--jobs 2]
+
+Every text is compiled to machine code for every architecture; each error is printed, and the exit status says whether
+there was one. NVRTC is found in the wheel, or by the system's own search.
+"""
+
+import argparse
+import ctypes
+import ctypes.util
+import glob
+import importlib.util
+import multiprocessing
+import os
+import sys
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_87", "sm_89", "sm_90a", "sm_100"]
+
+
+def find_nvrtc():
+    """The path of NVRTC's library."""
+    package = importlib.util.find_spec("nvidia")
+    for folder in package.submodule_search_locations if package else []:
+        for name in ("cuda_nvrtc/lib/libnvrtc.so.*", "cu*/lib/libnvrtc.so.*"):
+            found = sorted(path for path in glob.glob(os.path.join(folder, name)) if "alt" not in path)
+            if found:
+                return found[0]
+    found = ctypes.util.find_library("nvrtc")
+    if not found:
+        sys.exit("there is no NVRTC; run: pip install nvidia-cuda-nvrtc-cu12")
+    return found
+
+
+class Nvrtc:
+    """The few functions of NVRTC that compiling takes."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def version(self):
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.check(self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        return f"{major.value}.{minor.value}"
+
+    def check(self, status):
+        if status != 0:
+            raise RuntimeError(self.library.nvrtcGetErrorString(status).decode())
+
+    def compile(self, text, name, options):
+        """Whether `text` compiles, and the compiler's log."""
+        program = ctypes.c_void_p()
+        self.check(
+            self.library.nvrtcCreateProgram(
+                ctypes.byref(program), text.encode(), name.encode(), 0, None, None
+            )
+        )
+        encoded = [option.encode() for option in options]
+        array = (ctypes.c_char_p * len(encoded))(*encoded)
+        status = self.library.nvrtcCompileProgram(program, len(encoded), array)
+        length = ctypes.c_size_t()
+        self.check(self.library.nvrtcGetProgramLogSize(program, ctypes.byref(length)))
+        log = ctypes.create_string_buffer(length.value)
+        self.check(self.library.nvrtcGetProgramLog(program, log))
+        size = ctypes.c_size_t()
+        if status == 0:
+            self.check(self.library.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        self.library.nvrtcDestroyProgram(ctypes.byref(program))
+        return status == 0 and size.value > 0, log.value.decode(errors="replace")
+
+
+nvrtc = None
+
+
+def start(path):
+    global nvrtc
+    nvrtc = Nvrtc(path)
+
+
+def compile_one(job):
+    folder, file, options, architecture = job
+    with open(os.path.join(folder, file), encoding="utf-8") as text:
+        is_good, log = nvrtc.compile(
+            text.read(), file, [f"--gpu-architecture={architecture}", *options.split()]
+        )
+    return is_good, f"{file} for {architecture}: {log.strip()}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="with index.tsv, as the example kernel_texts writes it")
+    parser.add_argument("--arch", action="append", help="default: " + " ".join(ARCHITECTURES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--match", default="", help="only texts whose name contains this")
+    arguments = parser.parse_args()
+
+    with open(os.path.join(arguments.folder, "index.tsv"), encoding="utf-8") as index:
+        texts = [line.rstrip("\n").split("\t") for line in index]
+    architectures = arguments.arch or ARCHITECTURES
+    jobs = [
+        (arguments.folder, file, options, architecture)
+        for architecture in architectures
+        for file, _, options, _ in texts
+        if arguments.match in file
+    ]
+    if not jobs:
+        sys.exit(f"{arguments.folder} lists no kernel to compile")
+    path = find_nvrtc()
+    failures = 0
+    with multiprocessing.Pool(arguments.jobs, start, (path,)) as pool:
+        for is_good, message in pool.imap_unordered(compile_one, jobs, 8):
+            if not is_good:
+                failures += 1
+                print(message)
+    print(
+        f"NVRTC {Nvrtc(path).version()}: {len(jobs) - failures} of {len(jobs)} compile "
+        f"({len(jobs) // len(architectures)} texts for {' '.join(architectures)})"
+    )
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
