@@ -28,6 +28,7 @@ mod session;
 pub mod tune;
 
 pub use halite_hal as hal;
+pub use halite_layers as layers;
 pub use halite_npu_isa as isa;
 pub use halite_ops as ops;
 pub use halite_ops::optim;

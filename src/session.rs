@@ -93,7 +93,7 @@ impl SessionBuilder {
         self
     }
 
-    /// Makes a layer known, so that `HALITE_LAYERS` can name it.
+    /// Makes a layer known beside those of [`layers`](crate::layers), so that `HALITE_LAYERS` can name it.
     #[must_use]
     pub fn layer(mut self, layer: Arc<dyn Layer>) -> Self {
         self.layers.push(layer);
@@ -137,7 +137,8 @@ impl SessionBuilder {
             registry.register(backend)?;
         }
         if let Some(list) = setting(LAYERS_VARIABLE, self.ignores_environment) {
-            for layer in select_layers(&list.to_string_lossy(), &self.layers)? {
+            let known: Vec<_> = halite_layers::all().into_iter().chain(self.layers).collect();
+            for layer in select_layers(&list.to_string_lossy(), &known)? {
                 registry.add_layer(layer);
             }
         }

@@ -25,24 +25,44 @@ pub trait Layer: Send + Sync {
     /// # Errors
     /// Whatever the layer needs and does not find. The device is then closed again.
     fn wrap(&self, inner: Device) -> Result<Device>;
+
+    /// The same layer with settings: what stands behind the colon in `HALITE_LAYERS=name:settings`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for settings that it does not understand; the default takes none.
+    fn configure(&self, settings: &str) -> Result<Arc<dyn Layer>> {
+        Err(Error::invalid(format!(
+            "the layer '{}' takes no settings, got '{settings}'; name it without a colon",
+            self.name()
+        )))
+    }
 }
 
-/// Picks layers by a comma-separated list of names, the value of `HALITE_LAYERS`; the first is innermost.
+/// Picks layers by a comma-separated list of `name` or `name:settings`, the value of `HALITE_LAYERS`; the first is
+/// innermost.
 ///
 /// # Errors
-/// `InvalidArgument` for a name that is not among `known`.
+/// `InvalidArgument` for a name that is not among `known`, or settings that the layer refuses.
 pub fn select_layers(list: &str, known: &[Arc<dyn Layer>]) -> Result<Vec<Arc<dyn Layer>>> {
-    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
-    names
-        .map(|name| {
-            known.iter().find(|layer| layer.name() == name).cloned().ok_or_else(|| {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            let (name, settings) = match entry.split_once(':') {
+                Some((name, settings)) => (name.trim_end(), Some(settings.trim_start())),
+                None => (entry, None),
+            };
+            let layer = known.iter().find(|layer| layer.name() == name).ok_or_else(|| {
                 let names: Vec<_> = known.iter().map(|layer| layer.name()).collect();
                 let known =
                     if names.is_empty() { "there are none in this build".into() } else { names.join(", ") };
                 Error::invalid(format!(
                     "HALITE_LAYERS names the unknown layer '{name}'; known layers: {known}"
                 ))
-            })
+            })?;
+            match settings {
+                Some(settings) => layer.configure(settings),
+                None => Ok(layer.clone()),
+            }
         })
         .collect()
 }

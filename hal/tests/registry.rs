@@ -133,6 +133,9 @@ fn layers_are_chosen_by_name_in_order() {
     let error = chosen("a,c").unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
     assert!(error.message().contains("'c'; known layers: a, b"), "{error}");
+    let error = chosen("b, a: fast").unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
+    assert!(error.message().contains("'a' takes no settings, got 'fast'"), "{error}");
     let error = select_layers("a", &[]).err().expect("there is no layer a");
     assert!(error.message().contains("none in this build"), "{error}");
 }
