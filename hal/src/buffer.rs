@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -34,6 +34,13 @@ struct Inner {
     object: Box<dyn Any + Send + Sync>,
 }
 
+/// What [`Buffer::attach`] puts into the new handle. The attachment goes before the memory does.
+struct Attached {
+    attachment: Box<dyn Any + Send + Sync>,
+    inner: Buffer,
+    is_exposed: AtomicBool,
+}
+
 struct HostPointer(NonNull<u8>);
 // SAFETY: the pointer is only handed out; whoever dereferences it answers for ordering (see `host_pointer`).
 unsafe impl Send for HostPointer {}
@@ -55,7 +62,42 @@ impl Buffer {
         Self(Arc::new(Inner { id: fresh_id(), device, kind, len_bytes, host: host.map(HostPointer), object }))
     }
 
-    /// A number that no other object of this process has had; layers key their tables with it.
+    /// A handle to the same memory, under the same id, that shows at most the first `len_bytes` of it and carries
+    /// `attachment`. For layers, which give it out in place of the one that they got.
+    ///
+    /// The attachment is found by [`object`](Self::object) beside the backend's object. It is dropped with the last
+    /// such handle, of which enqueued work may hold one, and so on any thread; the memory is freed after that.
+    #[must_use]
+    pub fn attach(self, len_bytes: u64, attachment: Box<dyn Any + Send + Sync>) -> Self {
+        let Inner { id, device, kind, len_bytes: whole, host, .. } = &*self.0;
+        let inner = Inner {
+            id: *id,
+            device: device.clone(),
+            kind: *kind,
+            len_bytes: len_bytes.min(*whole),
+            host: host.as_ref().map(|host| HostPointer(host.0)),
+            object: Box::new(Attached {
+                attachment,
+                inner: self.clone(),
+                is_exposed: AtomicBool::new(false),
+            }),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// Whether somebody has asked for the host's address of a handle made by [`attach`](Self::attach), this one or
+    /// one inside of it, and so may touch the memory unseen. For layers.
+    pub fn is_exposed(&self) -> bool {
+        self.attached().is_some_and(|attached| {
+            attached.is_exposed.load(Ordering::Relaxed) || attached.inner.is_exposed()
+        })
+    }
+
+    fn attached(&self) -> Option<&Attached> {
+        self.0.object.downcast_ref()
+    }
+
+    /// A number that no other memory or object of this process has had; layers key their tables with it.
     pub fn id(&self) -> u64 {
         self.0.id
     }
@@ -81,17 +123,23 @@ impl Buffer {
     /// have ordered that against all enqueued work, by [`Stream::synchronize`](crate::Stream::synchronize) or an
     /// event, and against other threads.
     pub fn host_pointer(&self) -> Option<NonNull<u8>> {
+        if let Some(attached) = self.attached() {
+            attached.is_exposed.store(true, Ordering::Relaxed);
+        }
         self.0.host.as_ref().map(|host| host.0)
     }
 
-    /// The backend's object, if it is a `T`. For backends.
+    /// The backend's object or a layer's attachment, if it is a `T`. For backends and layers.
     pub fn object<T: Any>(&self) -> Option<&T> {
-        self.0.object.downcast_ref()
+        self.0.object.downcast_ref().or_else(|| {
+            let attached = self.attached()?;
+            attached.attachment.downcast_ref().or_else(|| attached.inner.object())
+        })
     }
 
     /// Whether both handles name the same memory.
     pub fn is_same(&self, other: &Buffer) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.id == other.0.id
     }
 
     /// The whole buffer as a slice, which holds a handle.
@@ -185,6 +233,30 @@ mod tests {
         assert!(slice.slice(1, 6).is_err());
         assert!(buffer.slice(u64::MAX, 2).is_err());
         assert_eq!(buffer.slice(16, 0).unwrap().len_bytes(), 0);
+    }
+
+    #[test]
+    fn an_attached_handle_is_the_same_memory_with_both_objects_and_a_shorter_length() {
+        struct Flag(Arc<AtomicBool>);
+        impl Drop for Flag {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let dropped = Arc::new(AtomicBool::new(false));
+        let whole = Buffer::new(DeviceId::new("test", 0), MemoryKind::Device, 16, None, Box::new(7u32));
+        let outer = whole.clone().attach(10, Box::new(Flag(dropped.clone()))).attach(99, Box::new("outer"));
+        assert_eq!((outer.len_bytes(), outer.id()), (10, whole.id()));
+        assert!(outer.is_same(&whole) && outer.slice(8, 2).unwrap().overlaps(&whole.all()));
+        assert_eq!((outer.object::<u32>(), outer.object::<&str>()), (Some(&7), Some(&"outer")));
+        assert!(outer.object::<Flag>().is_some() && outer.object::<u64>().is_none());
+        assert!(!outer.is_exposed());
+        assert!(outer.host_pointer().is_none() && outer.is_exposed() && !whole.is_exposed());
+        let clone = outer.clone();
+        drop(outer);
+        assert!(!dropped.load(Ordering::Relaxed));
+        drop(clone);
+        assert!(dropped.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -261,6 +261,11 @@ impl Device {
         &self.info().id
     }
 
+    /// Whether a layer wishes each allocation to have memory of its own, which pools then see to.
+    pub fn isolates_allocations(&self) -> bool {
+        self.0.isolates_allocations()
+    }
+
     /// Memory in use and free at this moment.
     ///
     /// May ask the driver; does not wait for enqueued work, which counts what it holds as used.

@@ -121,6 +121,14 @@ pub trait Device: Send + Sync {
     /// for an entry that the code does not have, `OutOfMemory`.
     fn load(&self, source: &KernelSource) -> Result<Kernel>;
 
+    /// Whether pools are to give each allocation memory of its own ([`crate::PoolConfig::isolate`]), so that accesses
+    /// beyond one cannot hide in another. Always the same.
+    ///
+    /// For layers that look for such; a layer that does not care answers as the device inside does.
+    fn isolates_allocations(&self) -> bool {
+        false
+    }
+
     /// Turns recorded commands into a native graph, where the driver has one; the default has none.
     ///
     /// The commands have been checked; each [`Stream::replay`] binds their slots anew. Enqueues nothing; may take
@@ -285,6 +293,13 @@ pub trait Event: Any + Send + Sync {
     /// `InvalidArgument` when one of them is not done yet; the failure, or `InvalidArgument`, when one has failed;
     /// `Unsupported` without a clock.
     fn elapsed_since(&self, earlier: &crate::Event) -> Result<Duration>;
+
+    /// The event that this one is made around, by a layer; backends have none.
+    ///
+    /// So [`crate::Event::object`] finds the backend's own, however many layers there are.
+    fn inner(&self) -> Option<&dyn Event> {
+        None
+    }
 }
 
 pub use crate::host::{HostBytes, HostTarget};

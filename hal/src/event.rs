@@ -76,9 +76,15 @@ impl Event {
         self.0.event.elapsed_since(earlier).map_err(name)
     }
 
-    /// The backend's object, if it is a `T`. For backends.
+    /// The backend's object, or that of a layer around it, if it is a `T`. For backends and layers.
     pub fn object<T: driver::Event>(&self) -> Option<&T> {
-        (self.0.event.as_ref() as &dyn std::any::Any).downcast_ref()
+        let mut event = self.0.event.as_ref();
+        loop {
+            if let Some(found) = (event as &dyn std::any::Any).downcast_ref() {
+                return Some(found);
+            }
+            event = event.inner()?;
+        }
     }
 }
 

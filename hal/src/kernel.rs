@@ -283,6 +283,12 @@ struct Inner {
     object: Box<dyn Any + Send + Sync>,
 }
 
+/// What [`Kernel::attach`] puts into the new handle. The attachment goes before the code does.
+struct Attached {
+    attachment: Box<dyn Any + Send + Sync>,
+    inner: Kernel,
+}
+
 impl Kernel {
     /// Wraps a backend's code. For backends. `object` unloads it when dropped, which may be on any thread.
     pub fn new(
@@ -296,7 +302,26 @@ impl Kernel {
         Self(Arc::new(Inner { id: fresh_id(), device, name, signature, workspace_bytes, object }))
     }
 
-    /// A number that no other object of this process has had.
+    /// A handle to the same code, under the same id, that carries `attachment`. For layers, which give it out in place
+    /// of the one that they got.
+    ///
+    /// The attachment is found by [`object`](Self::object) beside the backend's object, and dropped with the last
+    /// such handle, of which enqueued launches may hold one, and so on any thread.
+    #[must_use]
+    pub fn attach(self, attachment: Box<dyn Any + Send + Sync>) -> Self {
+        let Inner { id, device, name, signature, workspace_bytes, .. } = &*self.0;
+        let inner = Inner {
+            id: *id,
+            device: device.clone(),
+            name: name.clone(),
+            signature: signature.clone(),
+            workspace_bytes: *workspace_bytes,
+            object: Box::new(Attached { attachment, inner: self.clone() }),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// A number that no other code or object of this process has had.
     pub fn id(&self) -> u64 {
         self.0.id
     }
@@ -321,9 +346,12 @@ impl Kernel {
         self.0.workspace_bytes
     }
 
-    /// The backend's object, if it is a `T`. For backends.
+    /// The backend's object or a layer's attachment, if it is a `T`. For backends and layers.
     pub fn object<T: Any>(&self) -> Option<&T> {
-        self.0.object.downcast_ref()
+        self.0.object.downcast_ref().or_else(|| {
+            let attached: &Attached = self.0.object.downcast_ref()?;
+            attached.attachment.downcast_ref().or_else(|| attached.inner.object())
+        })
     }
 }
 

@@ -11,8 +11,12 @@ use std::sync::Arc;
 /// 3. Every device that is opened from then on is wrapped once by each.
 /// 4. What a layer keeps for a device lives as long as the wrapped device.
 ///
-/// Buffers, kernels and events of the inner device are passed through as they are: they carry an id, under which
-/// a layer keeps side tables. Only streams are wrapped. No backend knows of layers.
+/// Streams are wrapped, and events may be ([`driver::Event::inner`](crate::driver::Event::inner)). Buffers and kernels
+/// of the inner device are passed through, as they are or with something attached ([`Buffer::attach`],
+/// [`Kernel::attach`]); they carry an id, under which a layer may keep side tables. No backend knows of layers.
+///
+/// [`Buffer::attach`]: crate::Buffer::attach
+/// [`Kernel::attach`]: crate::Kernel::attach
 pub trait Layer: Send + Sync {
     /// The name in `HALITE_LAYERS`; always the same.
     fn name(&self) -> &str;

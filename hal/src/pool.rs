@@ -59,7 +59,7 @@ pub struct PoolConfig {
     /// Longest that an allocation waits for enqueued work when memory has run out.
     pub wait_limit: Duration,
     /// Gives every allocation device memory of its own, of exactly its size, and never reuses any. Slow; for
-    /// finding accesses out of bounds and after the end.
+    /// finding accesses out of bounds and after the end. In force also where a layer of the device asks for it.
     pub isolate: bool,
 }
 
@@ -151,6 +151,7 @@ impl Pool {
         config.alignment_bytes = alignment.checked_next_power_of_two().unwrap_or(1 << 63);
         config.segment_bytes = config.segment_bytes.min(largest_bytes);
         config.initial_segment_bytes = config.initial_segment_bytes.min(config.segment_bytes);
+        config.isolate |= device.isolates_allocations();
         let arena = Mutex::new(Arena::new(config.segment_bytes / 2, config.isolate));
         Self(Arc::new(Inner { device, kind, config, largest_bytes, arena, empty: OnceLock::new() }))
     }
