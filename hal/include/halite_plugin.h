@@ -1,9 +1,9 @@
 /* halite_plugin.h - how a vendor's accelerator becomes a device of Halite.
  *
  * A plugin is a shared library that exports one function, halite_plugin_entry. It returns a table of
- * functions, and Halite calls those. This file is the whole contract; it needs nothing but <stdint.h>. A small
- * complete plugin in C99 is backends/npu/tests/plugins/minimal.c. Files are found by name: libhalite_npu_*.so
- * (or .dylib; halite_npu_*.dll on Windows).
+ * functions, and Halite calls those. This file is the whole contract; it needs nothing but <stdint.h>. A complete
+ * plugin in C99 is backends/npu/example-plugin/example.c, and docs/writing-a-plugin.md leads there step by step.
+ * Files are found by name: libhalite_npu_*.so (or .dylib; halite_npu_*.dll on Windows).
  *
  * Tiers
  *   1   devices, memory, streams, events: every plugin.
@@ -36,7 +36,8 @@
  *   Only these may wait for the device's work: stream_synchronize, event_wait, device_close. These may take
  *   long for other reasons (a driver, a compiler): device_count, device_info, device_open, memory_alloc,
  *   memory_free, stream_create, program_load, builtin_prepare. All others return at once; in particular,
- *   enqueueing never waits for earlier work.
+ *   enqueueing never waits for earlier work. Work may be done inside of the call that enqueues it when nothing is
+ *   before it, as on a device without queues.
  *
  * Completion and failure
  *   A stream runs its work in order. Streams are ordered against each other by events alone.

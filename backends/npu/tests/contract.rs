@@ -1,5 +1,5 @@
-//! The driver's contract on real plugins: the emulator, which runs work on a thread of its own, and the minimal one in C,
-//! which leaves to the host whatever the interface lets it.
+//! The driver's contract on real plugins: the emulator, which runs work on a thread of its own, the example, and the
+//! minimal one, which leaves to the host whatever the interface lets it.
 
 mod common;
 
@@ -14,11 +14,11 @@ use halite_npu_isa::{BinaryOp, CoreKind, Dim, Inst, KernelBuilder, Pipe, Program
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Every kind of device under test; the C one only where there is a compiler.
+/// Every kind of device under test; those in C only where there is a compiler.
 fn each_device(name: &str, test: impl Fn(&Device)) {
     test(&open_emulator(&[]));
     let folder = Folder::new(name);
-    if let Some(path) = folder.minimal(&[]) {
+    for path in [folder.minimal(&[]), folder.example()].into_iter().flatten() {
         test(&plugin(path).open(0).unwrap());
     }
 }
@@ -31,7 +31,7 @@ fn each_device_twice(name: &str, test: impl Fn(&Device, &Device)) {
     };
     open_twice(common::emulator());
     let folder = Folder::new(name);
-    if let Some(path) = folder.minimal(&[]) {
+    for path in [folder.minimal(&[]), folder.example()].into_iter().flatten() {
         open_twice(path);
     }
 }
@@ -127,9 +127,17 @@ fn memory_is_counted_and_given_back() {
         assert_eq!(during.free_bytes, before.free_bytes - 1000);
         drop(buffer);
         assert_eq!(device.memory().unwrap(), before);
+    });
+}
+
+#[test]
+fn memory_kinds_that_a_plugin_lacks_are_unsupported() {
+    let folder = Folder::new("kinds");
+    let minimal = folder.minimal(&[]).map(|path| plugin(path).open(0).unwrap());
+    for device in [Some(open_emulator(&[])), minimal].into_iter().flatten() {
         let error = device.allocate(8, MemoryKind::HostVisible).unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::Unsupported);
-    });
+    }
 }
 
 #[test]
@@ -417,21 +425,21 @@ fn a_dropped_stream_runs_its_work_to_the_end() {
 
 #[test]
 fn many_threads_share_a_device() {
-    let device = open_emulator(&[]);
-    std::thread::scope(|scope| {
-        for seed in 0..4u8 {
-            let device = &device;
-            scope.spawn(move || {
-                let stream = device.create_stream().unwrap();
-                for round in 0..50u8 {
-                    let byte = seed * 50 + round;
-                    let buffer = upload(device, &stream, &[byte; 257]);
-                    assert_eq!(download(&stream, &buffer), [byte; 257]);
-                }
-            });
-        }
+    each_device("threads", |device| {
+        std::thread::scope(|scope| {
+            for seed in 0..4u8 {
+                scope.spawn(move || {
+                    let stream = device.create_stream().unwrap();
+                    for round in 0..50u8 {
+                        let byte = seed * 50 + round;
+                        let buffer = upload(device, &stream, &[byte; 257]);
+                        assert_eq!(download(&stream, &buffer), [byte; 257]);
+                    }
+                });
+            }
+        });
+        assert_eq!(device.memory().unwrap().used_bytes, 0);
     });
-    assert_eq!(device.memory().unwrap().used_bytes, 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use halite_hal::driver::Backend as _;
 use halite_hal::{BufferSlice, Device, MemoryKind, Stream};
 use halite_npu::{NpuBackend, emulator_file_name};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The emulator's library: Cargo builds it beside the tests.
@@ -30,6 +30,11 @@ pub(crate) fn search(list: impl Into<OsString>) -> NpuBackend {
     NpuBackend::with_search_path(list).without_environment()
 }
 
+/// The example plugin's one file.
+pub(crate) fn example_source() -> PathBuf {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/example-plugin/example.c").into()
+}
+
 /// A fresh folder that is removed when dropped.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
@@ -48,27 +53,45 @@ impl Folder {
     }
 
     /// Compiles a C file to a library; `None`, with a printed message, where there is no compiler.
-    pub(crate) fn compile(&self, source: &std::path::Path, defines: &[&str]) -> Option<PathBuf> {
+    pub(crate) fn compile(&self, source: &Path, defines: &[&str]) -> Option<PathBuf> {
+        let name: String = defines.concat().chars().filter(char::is_ascii_alphanumeric).collect();
+        let defines: Vec<_> = defines.iter().map(|define| format!("-D{define}")).collect();
+        let mut flags = vec!["-std=c99", "-Wall", "-Wextra", "-pedantic", "-O1"];
+        flags.extend(defines.iter().map(String::as_str));
+        self.compile_with("cc", &flags, source, &format!("libhalite_npu_{name}.so"))
+    }
+
+    /// Compiles a file to the library `name`; `None`, with a printed message, where there is no such compiler.
+    pub(crate) fn compile_with(
+        &self,
+        compiler: &str,
+        flags: &[&str],
+        source: &Path,
+        name: &str,
+    ) -> Option<PathBuf> {
         if cfg!(windows) {
-            println!("skipped: the C plugins are compiled with the options of a Unix compiler");
+            println!("skipped: the plugins are compiled with the options of a Unix compiler");
             return None;
         }
-        let name: String = defines.concat().chars().filter(char::is_ascii_alphanumeric).collect();
-        let output = self.0.join(format!("libhalite_npu_{name}.so"));
+        let output = self.0.join(name);
         let include = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hal/include");
-        let mut command = Command::new("cc");
-        command.args(["-std=c99", "-Wall", "-Wextra", "-pedantic", "-O1", "-shared", "-fPIC", "-I", include]);
-        command.args(defines.iter().map(|define| format!("-D{define}"))).arg("-o").arg(&output).arg(source);
+        let mut command = Command::new(compiler);
+        command.args(flags).args(["-shared", "-fPIC", "-I", include, "-o"]).arg(&output).arg(source);
         match command.output() {
             Ok(result) => {
                 assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
                 Some(output)
             }
             Err(error) => {
-                println!("skipped: no C compiler: {error}");
+                println!("skipped: no compiler '{compiler}': {error}");
                 None
             }
         }
+    }
+
+    /// The example plugin, built with the flags of its README.
+    pub(crate) fn example(&self) -> Option<PathBuf> {
+        self.compile_with("cc", &["-std=c99", "-O2"], &example_source(), "libhalite_npu_example.so")
     }
 
     /// The minimal plugin with these definitions.

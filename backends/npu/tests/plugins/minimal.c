@@ -1,6 +1,6 @@
 /* The smallest plugin that does everything a plugin must: one device whose memory is the host's and whose work is done
- * when the call that enqueues it returns. A template for plugins in C99, and the loader's test subject: each LIE_*
- * breaks one rule. */
+ * when the call that enqueues it returns. The loader's test subject: each LIE_* breaks one rule. (To start a plugin of
+ * your own from, see example-plugin/example.c.) */
 #include "halite_plugin.h"
 
 #include <stddef.h>
