@@ -482,6 +482,9 @@ impl Inner {
     /// Adds to an `OutOfMemory` what the pool holds and what to do.
     fn explain(&self, error: Error, len: u64) -> Error {
         let ErrorKind::OutOfMemory { free: outside, .. } = *error.kind() else { return error };
+        // The device's own words, where it was asked: they may name a cause that the numbers do not show.
+        let said =
+            error.call().map(|_| format!("; the device said: {}", error.message())).unwrap_or_default();
         let PoolStats { in_use_bytes, reserved_bytes, largest_free_bytes, pending_bytes, .. } =
             self.arena().stats();
         let inside = reserved_bytes - in_use_bytes - pending_bytes;
@@ -493,6 +496,7 @@ impl Inner {
         if pending_bytes > 0 {
             message += &format!("; {pending_bytes} more wait for other streams");
         }
+        message += &said;
         let chunk_len = self.chunk_len(len).unwrap_or(len);
         let info = self.device.info();
         let in_force = match self.config.limit_bytes {

@@ -3,10 +3,13 @@
 //! A layer knows the contracts of the HAL and no backend. What is not chosen is not there: a device without layers is
 //! the backend's own.
 
+pub mod fault;
+pub mod verify;
+
 use halite_hal::Layer;
 use std::sync::Arc;
 
 /// Every layer of this crate, for [`halite_hal::select_layers`].
 pub fn all() -> Vec<Arc<dyn Layer>> {
-    Vec::new()
+    vec![Arc::new(fault::Fault::new()), Arc::new(verify::Verify)]
 }
