@@ -225,6 +225,7 @@ impl GraphList {
             }
         }
         let executable = Arc::new(self.build(list, bound)?);
+        log::debug!("{}: {list:?} runs as a graph of {} nodes", self.device.info.id, executable.nodes.len());
         let (buffers, scalars) = (buffers.to_vec(), scalars.to_vec());
         state.instances.push(Instance { executable, buffers, scalars, last_replay: 0 });
         Ok(state.instances.len() - 1)
