@@ -1,5 +1,6 @@
 //! Recorded work that is replayed with other buffers and scalars.
 
+use crate::annotate::{self, Label};
 use crate::buffer::fresh_id;
 use crate::kernel::Overlap;
 use crate::stream::{check_copy, check_fill};
@@ -135,7 +136,11 @@ pub enum Command {
 #[derive(Debug, Clone, Default)]
 pub struct CommandListBuilder {
     commands: Vec<RecordedCommand>,
+    labels: Labels,
 }
+
+/// Labels of the commands that were pushed while one held, by index; the rest have none. Usually empty.
+type Labels = Vec<Option<Arc<Label>>>;
 
 impl CommandListBuilder {
     /// An empty list.
@@ -143,8 +148,13 @@ impl CommandListBuilder {
         Self::default()
     }
 
-    /// Adds a command behind the others. It is checked when the list is finished.
+    /// Adds a command behind the others, with the [label](crate::annotate) that holds on this thread. It is checked
+    /// when the list is finished.
     pub fn push(&mut self, command: RecordedCommand) {
+        if let Some(label) = annotate::current() {
+            self.labels.resize(self.commands.len(), None);
+            self.labels.push(Some(label));
+        }
         self.commands.push(command);
     }
 
@@ -208,6 +218,7 @@ impl CommandListBuilder {
             id: fresh_id(),
             device: device.id().clone(),
             commands: self.commands,
+            labels: self.labels,
             buffer_slots,
             checked,
             has_fixed_ranges,
@@ -352,6 +363,7 @@ struct Inner {
     id: u64,
     device: DeviceId,
     commands: Vec<RecordedCommand>,
+    labels: Labels,
     /// Bytes that each binding must have at least.
     buffer_slots: Vec<u64>,
     checked: Checked,
@@ -374,6 +386,17 @@ impl CommandList {
     /// The commands, unbound.
     pub fn commands(&self) -> &[RecordedCommand] {
         &self.0.commands
+    }
+
+    /// The label under which command `index` was recorded, if one held.
+    pub fn label(&self, index: usize) -> Option<&Label> {
+        self.0.labels.get(index)?.as_deref()
+    }
+
+    /// Whether the device has made a graph of its own of it ([`driver::Device::prepare`](crate::driver::Device::prepare)),
+    /// which may run faster than its commands one by one.
+    pub fn is_native(&self) -> bool {
+        self.0.object.is_some()
     }
 
     /// Bytes that the binding of each buffer slot must have at least.

@@ -31,7 +31,9 @@
 //! | buffer | `buffer.rs`, `host.rs` | | recorded work | `command_list.rs` |
 //! | stream, event | `stream.rs`, `event.rs` | | caching allocator | `pool.rs` |
 //! | backends, devices found | `registry.rs` | | plugin interface | `plugin/`, `include/halite_plugin.h` |
+//! | layers | `layer.rs`, `annotate.rs` | | | |
 
+pub mod annotate;
 mod buffer;
 pub mod builtin;
 mod command_list;

@@ -2,6 +2,7 @@
 
 use crate::fuse::PlanNode;
 use crate::hash::IdMap;
+use crate::label::types;
 use crate::lower::TensorType;
 use crate::node::{Node, Placement, topological_order};
 use crate::op::Op;
@@ -9,6 +10,7 @@ use crate::plan::{
     Bindings, ChosenKernel, FallbackRegion, LaunchInfo, OutputMemory, Plan, Region, SharedPlan,
 };
 use crate::{Catalog, CustomOp, DType, Error, Result, Tensor};
+use halite_hal::annotate::{self, Label, Note};
 use halite_hal::{
     Allocation, BufferSlice, Device, ErrorKind, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar,
     Stream,
@@ -224,6 +226,7 @@ impl Engine {
 
     /// A settled tensor of these bytes.
     pub(crate) fn leaf(&self, dtype: DType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tensor> {
+        let _label = annotate::scope(|| tensor_label("upload", &TensorType::new(dtype, &shape)));
         self.settled(dtype, shape, bytes.len() as u64, |slice| self.0.stream.write(slice, bytes))
     }
 
@@ -274,7 +277,9 @@ impl Engine {
         if bytes.is_empty() {
             return Ok(bytes);
         }
+        let label = annotate::scope(|| tensor_label("download", &tensor.tensor_type()));
         let copied = self.0.stream.read_blocking(&slice, &mut bytes);
+        drop(label);
         // The copy waited for everything before it, so whatever failed is known now.
         let mut work = lock(&self.0.work);
         match copied {
@@ -291,8 +296,10 @@ impl Engine {
         if roots.is_empty() {
             return Ok(());
         }
+        let mut span = annotate::span(&self.0.device, || Label::new("evaluate"));
         let graph = Graph::new(&roots, &work.in_flight);
         let plan = self.plan(&mut work, &graph)?;
+        span.detail("launches", || plan.launches.len().to_string());
         self.run(&mut work, &graph, &plan).map_err(|error| self.recover(&mut work, error))
     }
 
@@ -308,6 +315,9 @@ impl Engine {
         if let Some(plan) = work.plans.find(&graph.key) {
             return Ok(plan);
         }
+        let _span = annotate::span(&self.0.device, || {
+            Label::new("plan").with("nodes", graph.order.len().to_string())
+        });
         let plan = Arc::new(Plan::new(self, &graph.plan_nodes(), &graph.donatable)?);
         self.0.counters.plans_built.fetch_add(1, Ordering::Relaxed);
         work.plans.insert(graph.key.clone(), plan.clone());
@@ -347,6 +357,10 @@ impl Engine {
                 Region::Fallback(region) => self.run_fallback(region, &bindings)?,
             }
         }
+        if annotate::is_listening() {
+            let stats = pool.stats();
+            annotate::note(self.0.device.id(), || Note::Pool(&stats));
+        }
         self.settle(work, graph, plan, values, &new, before_updates)
     }
 
@@ -355,6 +369,16 @@ impl Engine {
         let Some(fallback) = &self.0.fallback else {
             return Err(halite_hal::Error::unsupported("the plan was made with a fallback engine").into());
         };
+        let own = &self.0.device;
+        let (op, reason) = (region.op.as_str(), region.reason.as_str());
+        annotate::note(own.id(), || Note::Fallback { op, reason, target: fallback.device().id() });
+        let _span = annotate::span(own, || {
+            Label::new("fallback")
+                .with("op", op)
+                .with("reason", reason)
+                .with("to", fallback.device().id().to_string())
+        });
+        let _label = annotate::scope(|| Label::new("fallback").with("op", op));
         self.copy_and_run(fallback, region, bindings).map_err(|error| {
             // The other engine has evaluations of its own, which must learn of the failure.
             fallback.recover(&mut lock(&fallback.0.work), error)
@@ -449,7 +473,10 @@ impl Engine {
         while let Some(oldest) = work.in_flight.front() {
             let outcome = match oldest.event.is_done() {
                 Ok(false) if work.in_flight.len() <= keep => return Ok(()),
-                Ok(false) => oldest.event.wait(None),
+                Ok(false) => {
+                    let _span = annotate::span(&self.0.device, || Label::new("wait for the device"));
+                    oldest.event.wait(None)
+                }
                 Ok(true) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -475,6 +502,11 @@ impl Engine {
         }
         kernels.insert(key, kernel.clone());
     }
+}
+
+/// The label of a tensor's copy to or from the device.
+fn tensor_label(name: &str, kind: &TensorType) -> Label {
+    Label::new(name).with("tensor", types(std::slice::from_ref(kind)))
 }
 
 /// What bounds the pool, in messages: the profile's key, and what bounds the memory that it is a share of.

@@ -12,7 +12,7 @@
 //! | ... kernels chosen and loaded, memory placed, commands recorded | `plan.rs`, `lower.rs`, `kernels/` |
 //! | the plan is replayed on the engine's stream | `engine.rs` |
 //!
-//! `reference.rs` is the plain definition of every op, `registry.rs` the record of each, from which tests of every
+//! `label.rs` names the work for layers that watch. `reference.rs` is the plain definition of every op, `registry.rs` the record of each, from which tests of every
 //! kind are generated.
 
 mod access;
@@ -26,6 +26,7 @@ mod fuse;
 mod grad;
 mod hash;
 pub mod kernels;
+mod label;
 pub mod lower;
 mod node;
 mod op;

@@ -6,8 +6,10 @@
 use crate::access::ValueIndex;
 use crate::engine::Engine;
 use crate::fuse::{Fused, PlanNode, Unit, fuse};
+use crate::label::unit_label;
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};
 use crate::{Error, Result};
+use halite_hal::annotate::{self, Label};
 use halite_hal::{
     BufferSlice, CommandList, CommandListBuilder, Kernel, RecordedArg, RecordedCommand, RecordedRange, Scalar,
 };
@@ -107,6 +109,8 @@ struct LoweredUnit {
     kernels: Vec<(Kernel, [u32; 3], Vec<LaunchArg>)>,
     workspace_bytes: u64,
     fallback_reason: Option<String>,
+    /// For layers that watch the device; `None` while none does.
+    label: Option<Label>,
 }
 
 impl Plan {
@@ -299,11 +303,19 @@ impl<'a> Planner<'a> {
                 device: engine.device().id().to_string(),
             });
         }
+        let kinds = |values: &[ValueIndex]| -> Vec<TensorType> {
+            values.iter().map(|&value| self.fused.values[value].kind.clone()).collect()
+        };
+        let label = annotate::is_listening().then(|| {
+            let (inputs, outputs) = (kinds(&unit.inputs), kinds(&unit.outputs));
+            unit_label(&unit.op, &inputs, &outputs, &chosen.variant, fallback_reason.as_deref())
+        });
         Ok(LoweredUnit {
             unit,
             kernels: chosen.kernels,
             workspace_bytes: chosen.workspace_bytes,
             fallback_reason,
+            label,
         })
     }
 
@@ -379,7 +391,8 @@ impl<'a> Planner<'a> {
     fn record(self, lowered: Vec<LoweredUnit>) -> Result<Plan> {
         let mut regions = Vec::new();
         let mut open = Recorder::default();
-        for (position, step) in lowered.into_iter().enumerate() {
+        for (position, mut step) in lowered.into_iter().enumerate() {
+            let _label = annotate::scope(|| step.label.take().unwrap_or_default());
             let is_update = step.unit.outputs.iter().any(|&value| self.is_donated(value));
             if is_update && !regions.iter().any(|region| matches!(region, Region::Updates)) {
                 self.close(&mut open, &mut regions)?;
