@@ -85,12 +85,10 @@ impl Buffer {
         Self(Arc::new(inner))
     }
 
-    /// Whether somebody has asked for the host's address of a handle made by [`attach`](Self::attach), this one or
-    /// one inside of it, and so may touch the memory unseen. For layers.
+    /// Whether somebody has asked this handle or a clone of it, made by [`attach`](Self::attach), for the host's
+    /// address, and so may touch the memory unseen. For layers.
     pub fn is_exposed(&self) -> bool {
-        self.attached().is_some_and(|attached| {
-            attached.is_exposed.load(Ordering::Relaxed) || attached.inner.is_exposed()
-        })
+        self.attached().is_some_and(|attached| attached.is_exposed.load(Ordering::Relaxed))
     }
 
     fn attached(&self) -> Option<&Attached> {
