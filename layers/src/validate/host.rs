@@ -94,7 +94,7 @@ mod tests {
         assert!(mark(&memory, 36));
         assert_eq!(zone(&memory, 36).unwrap(), zone::PATTERN);
         assert!(!mark(&memory, 37), "the zone does not fit");
-        assert!(sum(&memory, &(0..101)).is_none() && sum(&memory, &(5..4)).is_none());
+        assert!(sum(&memory, &(0..101)).is_none());
         assert_eq!(sum(&memory, &(0..36)), sum(&memory, &(0..36)));
         assert_ne!(sum(&memory, &(0..36)), sum(&memory, &(0..35)), "zeros count by their number");
     }

@@ -243,25 +243,28 @@ pub(super) fn leaks(objects: Vec<(Object, Arc<Place>)>) -> Vec<Draft> {
         let key = (object.noun(), origin.to_string());
         places.entry(key).or_insert_with(|| (Vec::new(), origin)).0.push(object);
     }
-    let draft = |((noun, place), (objects, origin)): ((&str, String), (Vec<Object>, Arc<Place>))| {
-        let bytes: u64 = objects.iter().map(|object| object.bytes()).sum();
-        let what = match objects.len() {
-            1 => format!("a {noun} is still alive"),
-            n => format!("{n} {noun}s of one place are still alive"),
-        };
-        let message = if bytes > 0 { format!("{what}, with {bytes} bytes") } else { what };
-        Draft {
-            kind: FindingKind::Leak,
-            key: format!("{noun} {place}"),
-            object: objects.first().map(ToString::to_string).unwrap_or_default(),
-            message,
-            origin: Some(origin),
-            remedy:
-                "drop the last handle; look for clones in caches, in static variables and in cycles of Arc"
-                    .to_owned(),
-        }
+    places
+        .into_iter()
+        .map(|((noun, place), (objects, origin))| leak(noun, &place, &objects, origin))
+        .collect()
+}
+
+/// The report for objects of one noun and one place.
+fn leak(noun: &str, place: &str, objects: &[Object], origin: Arc<Place>) -> Draft {
+    let bytes: u64 = objects.iter().map(Object::bytes).sum();
+    let what = match objects.len() {
+        1 => format!("{} {noun} is still alive", if noun == "event" { "an" } else { "a" }),
+        n => format!("{n} {noun}s of one place are still alive"),
     };
-    places.into_iter().map(draft).collect()
+    Draft {
+        kind: FindingKind::Leak,
+        key: format!("{noun} {place}"),
+        object: objects.first().map(ToString::to_string).unwrap_or_default(),
+        message: if bytes > 0 { format!("{what}, with {bytes} bytes") } else { what },
+        origin: Some(origin),
+        remedy: "drop the last handle; look for clones in caches, in static variables and in cycles of Arc"
+            .to_owned(),
+    }
 }
 
 impl Object {

@@ -9,8 +9,11 @@ pub(super) struct Place(Backtrace);
 /// What a stack without symbols, or with nothing but our own frames, is shown as.
 const UNKNOWN: &str = "unknown (no symbols of the caller; build with debug = \"line-tables-only\")";
 
-/// Frames that belong to the machinery between the caller and the layer.
-const OWN: [&str; 8] = ["halite_", "std::", "core::", "alloc::", "backtrace", "rust_", "__rust", "_"];
+/// Beginnings of symbols between the caller and the layer.
+const OWN_SYMBOLS: [&str; 8] = ["halite_", "std::", "core::", "alloc::", "backtrace", "rust_", "__rust", "_"];
+
+/// Where this crate was built; its siblings lie beside it.
+const OWN_FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 
 impl Place {
     /// The caller's stack as it is now.
@@ -21,7 +24,8 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match first_outside(&self.0.to_string()) {
+        let current = std::env::current_dir().unwrap_or_default();
+        match first_outside(&self.0.to_string(), &current.to_string_lossy(), OWN_FOLDER) {
             Some((function, Some(position))) => write!(f, "{position} ({function})"),
             Some((function, None)) => f.write_str(&function),
             None => f.write_str(UNKNOWN),
@@ -30,24 +34,57 @@ impl fmt::Display for Place {
 }
 
 /// Function and position of the first frame that is none of ours. The text is that of [`Backtrace`]: a line with
-/// number and symbol, then, if known, one with the position.
-fn first_outside(text: &str) -> Option<(String, Option<String>)> {
+/// number and symbol, then, if known, one with the position, whose file is shown from the current folder on.
+fn first_outside(text: &str, current: &str, own: &str) -> Option<(String, Option<String>)> {
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let Some((number, symbol)) = line.trim_start().split_once(": ") else { continue };
-        if number.parse::<u32>().is_err() {
+        if number.parse::<u32>().is_err() || symbol == "<unknown>" {
             continue;
         }
         let position = lines.peek().and_then(|next| next.trim_start().strip_prefix("at "));
-        // A method of a trait is shown as `<type as trait>::method`.
-        let name = symbol.trim_start_matches(['<', '&', '(', '*', '[']).trim_start_matches("dyn ");
-        if OWN.iter().any(|own| name.starts_with(own)) || symbol == "<unknown>" {
-            continue;
+        let is_own = match position {
+            // Symbols of inlined functions do not name their crate, so files decide where they are known.
+            Some(position) => is_own_file(position, current, own),
+            // Nor can those without a file be told apart.
+            None => !symbol.contains("::") || is_own_symbol(symbol),
+        };
+        if !is_own {
+            let position = position.map(|position| without_column(position).to_owned());
+            return Some((without_hash(symbol).to_owned(), position));
         }
-        let function = without_hash(symbol).to_owned();
-        return Some((function, position.map(|position| without_column(position).to_owned())));
     }
     None
+}
+
+fn is_own_symbol(symbol: &str) -> bool {
+    // A method of a trait is shown as `<type as trait>::method`.
+    let name = symbol.trim_start_matches(['<', '&', '(', '*', '[']).trim_start_matches("dyn ");
+    OWN_SYMBOLS.iter().any(|own| name.starts_with(own))
+}
+
+/// Whether a file is one of the standard library's or of Halite's crates below the facade.
+fn is_own_file(position: &str, current: &str, own: &str) -> bool {
+    let [position, current, own] = [position, current, own].map(|path| path.replace('\\', "/"));
+    let file = match position.strip_prefix("./") {
+        Some(rest) => format!("{}/{rest}", current.trim_end_matches('/')),
+        None => position,
+    };
+    if file.starts_with("/rustc/") || file.contains("/library/std/") || file.contains("/library/core/") {
+        return true;
+    }
+    let Some((folder, name)) = own.trim_end_matches('/').rsplit_once('/') else { return false };
+    let Some(rest) = file.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')) else { return false };
+    // Tests and examples of a crate lie in other folders than its own code.
+    let Some((krate, _)) = rest.split_once("/src/") else { return false };
+    // `layers` beside `hal` in the repository, `halite-layers-0.1.0` beside `halite-hal-0.1.0` in a registry.
+    match name.split_once("layers") {
+        Some(("", "")) => {
+            matches!(krate, "hal" | "layers" | "ops" | "profiles") || krate.starts_with("backends/")
+        }
+        Some((prefix, _)) => krate.starts_with(prefix) && !krate.contains('/'),
+        None => false,
+    }
 }
 
 /// `krate::function::h0123456789abcdef` without the last part.
@@ -70,6 +107,8 @@ fn without_column(position: &str) -> &str {
 mod tests {
     use super::*;
 
+    const OWN: &str = "/build/halite/layers";
+
     #[test]
     fn the_first_frame_outside_is_shown_without_hash_and_column() {
         let text = "   0: std::backtrace::Backtrace::force_capture\n             at /rustc/x/backtrace.rs:1:2\n   \
@@ -77,17 +116,35 @@ mod tests {
                     halite_hal::driver::Device>::allocate\n   2: halite_hal::device::Device::allocate\n   \
                     3: painter::blur::h0123456789abcdef\n             at ./src/blur.rs:40:9\n   4: main\n";
         let expected = ("painter::blur".to_owned(), Some("./src/blur.rs:40".to_owned()));
-        assert_eq!(first_outside(text), Some(expected));
+        assert_eq!(first_outside(text, "/home/painter", OWN), Some(expected));
+    }
+
+    #[test]
+    fn inlined_frames_are_told_apart_by_their_files() {
+        let text = "   0: here\n             at ./src/validate/place.rs:18:14\n   1: launch\n   2: allocate\n             \
+                    at /build/halite/hal/src/device.rs:9:9\n   3: buffer\n             at ./tests/validate/main.rs:5:5\n";
+        let expected = ("buffer".to_owned(), Some("./tests/validate/main.rs:5".to_owned()));
+        assert_eq!(first_outside(text, OWN, OWN), Some(expected));
+    }
+
+    #[test]
+    fn own_files_are_those_of_the_crates_below_the_facade() {
+        let is_own = |position: &str| is_own_file(position, "/build/halite", OWN);
+        assert!(is_own("./hal/src/device.rs:1:1") && is_own("/build/halite/backends/cpu/src/stream.rs:1:1"));
+        assert!(is_own("/rustc/0/library/core/src/ops/function.rs:1:1"));
+        assert!(!is_own("./src/demo/network.rs:1:1") && !is_own("./hal/tests/registry.rs:1:1"));
+        assert!(!is_own("/build/other/src/main.rs:1:1") && !is_own("src/main.rs:1:1"));
+        let in_registry = |position: &str| is_own_file(position, "/", "/cargo/registry/halite-layers-0.1.0");
+        assert!(in_registry("/cargo/registry/halite-hal-0.1.0/src/device.rs:1:1"));
+        assert!(!in_registry("/cargo/registry/painter-2.0.0/src/device.rs:1:1"));
     }
 
     #[test]
     fn frames_without_positions_and_stacks_without_symbols_are_legal() {
-        assert_eq!(
-            first_outside("   0: <painter::Blur>::run\n").unwrap(),
-            ("<painter::Blur>::run".into(), None)
-        );
-        assert_eq!(first_outside("   0: <unknown>\n   1: core::ops::f\n"), None);
-        assert_eq!(first_outside("disabled backtrace"), None);
-        assert_eq!(first_outside(""), None);
+        let outside = |text| first_outside(text, "", "");
+        assert_eq!(outside("   0: <painter::Blur>::run\n").unwrap(), ("<painter::Blur>::run".into(), None));
+        assert_eq!(outside("   0: <unknown>\n   1: core::ops::f\n"), None);
+        assert_eq!(outside("disabled backtrace"), None);
+        assert_eq!(outside(""), None);
     }
 }

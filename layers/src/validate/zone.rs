@@ -186,7 +186,7 @@ impl State {
         let is_changed = |index: &usize| bytes.get(*index) != PATTERN.get(*index);
         let mut changed = (0..PATTERN.len()).filter(is_changed);
         let Some(first) = changed.next() else { return false };
-        let last = changed.last().unwrap_or(first);
+        let last = changed.next_back().unwrap_or(first);
         let Suspect { id, len, origin, kernel } = suspect;
         let (from, to) = (len + first as u64, len + last as u64);
         let by = match kernel {

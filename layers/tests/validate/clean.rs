@@ -55,8 +55,12 @@ fn random_program(seed: u64) {
     let streams: Vec<_> = (0..4).map(|_| bench.device.create_stream().unwrap()).collect();
     let (increment, update) = (bench.increment(), bench.increment_in_place());
     let fresh = |bench: &Bench, random: &mut Random| {
-        let mut cell =
-            Cell { buffer: bench.buffer(LEN as u64), expected: Vec::new(), last_write: None, reads: Vec::new() };
+        let mut cell = Cell {
+            buffer: bench.buffer(LEN as u64),
+            expected: Vec::new(),
+            last_write: None,
+            reads: Vec::new(),
+        };
         let (stream, value) = (random.below(4), random.below(256) as u8);
         cell.expected = vec![value; LEN];
         streams[stream].write(&cell.buffer.all(), cell.expected.clone()).unwrap();

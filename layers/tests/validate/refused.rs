@@ -18,8 +18,11 @@ fn assert_refused(bench: &Bench, result: Result<()>, kind: FindingKind, parts: &
     let error = result.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
     let finding = bench.found(kind, parts);
-    assert!(error.message().contains(&finding.message) && error.message().contains(&finding.remedy), "{error}");
-    assert!(finding.place.contains("refused.rs") && finding.place.contains("validate::"), "{}", finding.place);
+    assert!(
+        error.message().contains(&finding.message) && error.message().contains(&finding.remedy),
+        "{error}"
+    );
+    assert!(finding.place.contains("refused.rs:"), "{finding}");
 }
 
 #[test]
@@ -143,7 +146,12 @@ fn launches_that_do_not_fit_their_signature() {
     let launch = |args: &[Arg]| stream.launch(&kernel, [1, 1, 1], args);
     assert_refused(&bench, launch(&[arg(&a)]), FindingKind::Signature, &["takes 2 arguments, got 1"]);
     let scalar = Arg::Scalar(Scalar::F32(1.0));
-    assert_refused(&bench, launch(&[arg(&a), scalar]), FindingKind::Signature, &["argument 1", "got a scalar"]);
+    assert_refused(
+        &bench,
+        launch(&[arg(&a), scalar]),
+        FindingKind::Signature,
+        &["argument 1", "got a scalar"],
+    );
     assert_refused(&bench, launch(&[arg(&a), arg(&a)]), FindingKind::Signature, &["overlaps argument 0"]);
     launch(&[arg(&a), arg(&b)]).unwrap();
     stream.synchronize(None).unwrap();
@@ -156,9 +164,14 @@ fn launches_beyond_the_limits() {
     let (stream, kernel) = (raw(&bench), bench.kernel("wide", &[], |_| Ok(())));
     for grid in [[101, 1, 1], [1, 11, 1], [1, 1, 2], [0, 1, 1]] {
         let result = stream.launch(&kernel, grid, &[]);
-        assert_refused(&bench, result, FindingKind::Limit, &["kernel 'wide'", &format!("{grid:?}"), "[100, 10, 1]"]);
+        assert_refused(
+            &bench,
+            result,
+            FindingKind::Limit,
+            &["kernel 'wide'", &format!("{grid:?}"), "[100, 10, 1]"],
+        );
     }
-    let many = vec![Arg::Scalar(Scalar::U8(0)); 65];
+    let many = vec![Arg::Scalar(Scalar::F32(0.0)); 65];
     let result = stream.launch(&kernel, [1, 1, 1], &many);
     assert_refused(&bench, result, FindingKind::Limit, &["65 arguments"]);
     stream.launch(&kernel, [100, 10, 1], &[]).unwrap();

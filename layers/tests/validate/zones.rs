@@ -19,7 +19,11 @@ fn a_kernel_that_writes_behind_the_end_is_found_at_the_next_synchronisation() {
     let buffer = bench.buffer(1000);
     bench.streams[0].launch(&overrun(&bench, 3), [1, 1, 1], &[arg(&buffer)]).unwrap();
     bench.streams[0].synchronize().unwrap();
-    let parts = ["bytes 1003 to 1003 were overwritten, behind the end at 1000", "'overrun'", "compare the kernel's indices"];
+    let parts = [
+        "bytes 1003 to 1003 were overwritten, behind the end at 1000",
+        "'overrun'",
+        "compare the kernel's indices",
+    ];
     bench.found(FindingKind::RedZone, &parts);
     drop(buffer);
     bench.nothing_found();
@@ -51,7 +55,8 @@ fn tensors_of_a_pool_lie_alone() {
     let bench = Bench::cpu();
     let pool = Pool::new(bench.device.clone(), MemoryKind::Device, PoolConfig::default());
     assert!(pool.config().isolate);
-    let (a, b) = (pool.allocate(&bench.streams[0], 100).unwrap(), pool.allocate(&bench.streams[0], 100).unwrap());
+    let (a, b) =
+        (pool.allocate(&bench.streams[0], 100).unwrap(), pool.allocate(&bench.streams[0], 100).unwrap());
     assert!(!a.buffer().is_same(b.buffer()));
     let args = [Arg::from(&a)];
     bench.streams[0].launch(&overrun(&bench, 0), [1, 1, 1], &args).unwrap();
