@@ -4,6 +4,7 @@
 //! the backend's own.
 
 pub mod fault;
+pub mod trace;
 pub mod validate;
 pub mod verify;
 
@@ -12,5 +13,10 @@ use std::sync::Arc;
 
 /// Every layer of this crate, for [`halite_hal::select_layers`].
 pub fn all() -> Vec<Arc<dyn Layer>> {
-    vec![Arc::new(fault::Fault::new()), Arc::new(validate::Validate::new()), Arc::new(verify::Verify)]
+    vec![
+        Arc::new(fault::Fault::new()),
+        Arc::new(trace::TraceLayer::from_env()),
+        Arc::new(validate::Validate::new()),
+        Arc::new(verify::Verify),
+    ]
 }
