@@ -21,6 +21,8 @@
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
+pub mod conformance;
+#[cfg(feature = "cli")]
 pub mod demo;
 #[cfg(feature = "cli")]
 pub mod selftest;

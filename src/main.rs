@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use halite::cli::conformance as cli_conformance;
+use halite::cli::conformance::{ConformanceArgs, ConformanceProgress};
 use halite::cli::demo::{DemoArgs, Dtype};
 use halite::cli::devices::{DeviceEntry, DeviceList, DevicesArgs};
 use halite::cli::profile;
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<u8, Stop> {
     let session = Session::builder().plugins(cli.plugins().iter().cloned()).build()?;
     match cli.into_command() {
+        Command::Conformance(args) => conformance(&session, &args),
         Command::Demo(args) => demo(&session, &args),
         Command::Devices(args) => list_devices(&session, &args),
         Command::Profile(ProfileArgs { command: ProfileCommand::Show(args) }) => {
@@ -207,6 +210,39 @@ fn selftest(session: &Session, args: &SelftestArgs) -> Result<u8, Stop> {
     };
     output::print(&text)?;
     Ok(if reports.iter().all(Report::succeeded) { EXIT_SUCCESS } else { EXIT_FAILURE })
+}
+
+fn conformance(session: &Session, args: &ConformanceArgs) -> Result<u8, Stop> {
+    if args.list {
+        output::print(&cli_conformance::listing(&args.filters))?;
+        return Ok(EXIT_SUCCESS);
+    }
+    let options = args.options().map_err(|message| Stop { message, code: EXIT_USAGE })?;
+    let found = session.discover();
+    let ids: Vec<String> = found.devices.iter().map(|info| info.id.to_string()).collect();
+    let mut requested =
+        args.devices.iter().map(|name| resolve(session, name)).collect::<Result<Vec<_>, _>>()?;
+    if requested.is_empty() && !args.plugins.is_empty() {
+        // A plugin that was named is what is to be tested.
+        requested = ids.iter().filter(|id| id.starts_with("npu:")).cloned().collect();
+    }
+    let mut progress = ConformanceProgress::new();
+    let mut reports = Vec::new();
+    for position in select_devices(&requested, &ids, &unavailable(&found))? {
+        let target = halite::conformance::target(session, &ids[position], args.program.as_deref())?;
+        let mut show = |at: halite::conformance::Progress<'_>| progress.show(&ids[position], at);
+        let report = halite::conformance::run(&target, &options, &mut show).map_err(halite::Error::from)?;
+        progress.end(&report);
+        reports.push(report);
+    }
+    let text = if args.json {
+        format!("{}\n", cli_conformance::to_json(&reports))
+    } else {
+        cli_conformance::to_table(&reports, output::columns())
+    };
+    output::print(&text)?;
+    let succeeded = reports.iter().all(halite::conformance::Report::succeeded);
+    Ok(if succeeded { EXIT_SUCCESS } else { EXIT_FAILURE })
 }
 
 fn tune(session: &Session, args: &TuneArgs) -> Result<u8, Stop> {

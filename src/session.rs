@@ -120,7 +120,9 @@ impl SessionBuilder {
             registry.register(Arc::new(CpuBackend::new(config)))?;
         }
         #[cfg(feature = "npu")]
-        registry.register(Arc::new(npu_backend(self.plugins, self.ignores_environment)?))?;
+        let npu = Arc::new(npu_backend(self.plugins, self.ignores_environment)?);
+        #[cfg(feature = "npu")]
+        registry.register(npu.clone())?;
         #[cfg(feature = "opencl")]
         {
             let backend = halite_opencl::OpenClBackend::new();
@@ -153,7 +155,15 @@ impl SessionBuilder {
         };
         let profiles = ProfileSet::load(&path)?;
         let profile_folder = path.user_folder().map(Path::to_owned);
-        Ok(Session { registry, profiles, catalog, profile_folder, fallback: Mutex::default() })
+        Ok(Session {
+            registry: Arc::new(registry),
+            #[cfg(feature = "npu")]
+            npu,
+            profiles,
+            catalog,
+            profile_folder,
+            fallback: Mutex::default(),
+        })
     }
 }
 
@@ -205,7 +215,10 @@ fn npu_backend(plugins: Vec<PathBuf>, ignores_environment: bool) -> Result<halit
 ///
 /// Every method may be called from any thread.
 pub struct Session {
-    registry: Registry,
+    registry: Arc<Registry>,
+    /// The backend of that name in the registry, for what only it can tell.
+    #[cfg(feature = "npu")]
+    npu: Arc<halite_npu::NpuBackend>,
     profiles: ProfileSet,
     catalog: Catalog,
     profile_folder: Option<PathBuf>,
@@ -230,6 +243,17 @@ impl Session {
     /// Every device that is there, and why other backends have none.
     pub fn discover(&self) -> Discovery {
         self.registry.probe()
+    }
+
+    /// The backends and layers that devices are opened by.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The backend `npu`, as it stands in the registry.
+    #[cfg(feature = "npu")]
+    pub fn npu(&self) -> &Arc<halite_npu::NpuBackend> {
+        &self.npu
     }
 
     /// The profiles that were read.

@@ -117,6 +117,14 @@ impl Registry {
             return Err(Error::unavailable(format!("no device '{id}'; {}", self.known())).in_call(CALL));
         }
         let device = backend.open(id.index).map_err(|e| e.on_device(id).in_call(CALL))?;
+        self.wrap(device)
+    }
+
+    /// Puts this registry's layers around a device that was opened in another way.
+    ///
+    /// # Errors
+    /// The failure of a layer.
+    pub fn wrap(&self, device: Device) -> Result<Device> {
         self.layers.iter().try_fold(device, |device, layer| layer.wrap(device))
     }
 

@@ -4,6 +4,7 @@
 //! [`devices`], [`profile`] and [`report`](crate::demo::report) from the library, and ends with one of
 //! the exit codes below.
 
+pub mod conformance;
 pub mod demo;
 pub mod devices;
 pub mod output;
@@ -44,6 +45,8 @@ pub struct Cli {
 #[derive(Debug, Clone, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Check that a device keeps the promises of the hardware abstraction layer
+    Conformance(conformance::ConformanceArgs),
     /// Train a small network on handwritten digits on every device (the default)
     Demo(demo::DemoArgs),
     /// List every device, and why other backends are absent
@@ -66,6 +69,7 @@ impl Cli {
     pub fn plugins(&self) -> &[PathBuf] {
         match &self.command {
             None => &self.demo.plugins,
+            Some(Command::Conformance(conformance)) => &conformance.plugins,
             Some(Command::Demo(demo)) => &demo.plugins,
             Some(Command::Devices(devices)) => &devices.plugins,
             Some(Command::Profile(profile)) => profile.plugins(),

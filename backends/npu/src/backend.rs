@@ -133,7 +133,7 @@ impl NpuBackend {
         }
     }
 
-    fn options(&self) -> Result<Options> {
+    pub(crate) fn options(&self) -> Result<Options> {
         let text = if self.reads_environment { std::env::var_os(OPTIONS_VARIABLE) } else { None };
         let text = text.unwrap_or_default();
         let text =
@@ -146,7 +146,7 @@ impl NpuBackend {
     }
 
     /// Every device: its library, its index there, and what it is.
-    fn devices(&self) -> Result<Vec<(&'static Library, u32, DeviceInfo)>> {
+    pub(crate) fn devices(&self) -> Result<Vec<(&'static Library, u32, DeviceInfo)>> {
         let options = self.options()?;
         let mut devices: Vec<(&'static Library, u32, DeviceInfo)> = Vec::new();
         let mut failure = None;
@@ -197,14 +197,7 @@ impl driver::Backend for NpuBackend {
     }
 
     fn open(&self, index: u32) -> Result<Device> {
-        let mut devices = self.devices()?;
-        if index as usize >= devices.len() {
-            let count = devices.len();
-            return Err(Error::unavailable(format!(
-                "no device {index}; plugins offer {count}, counted from 0"
-            )));
-        }
-        let (library, local, info) = devices.swap_remove(index as usize);
+        let (library, local, info) = self.find(index)?;
         device::open(library, local, info.id, &self.options()?)
     }
 }

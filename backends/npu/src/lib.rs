@@ -11,6 +11,7 @@
 //! | --- | --- |
 //! | `backend.rs`, `search.rs`, `options.rs` | which plugins, which devices, how they are opened |
 //! | `library.rs`, `api.rs`, `error.rs` | loading a file, its functions with checked results |
+//! | `inspect.rs` | a plugin's table, as it is and with changes, for tests of plugins |
 //! | `device.rs`, `buffer.rs`, `stream.rs`, `event.rs`, `kernel.rs` | what the layer sees |
 
 mod api;
@@ -19,6 +20,7 @@ mod buffer;
 mod device;
 mod error;
 mod event;
+mod inspect;
 mod kernel;
 mod library;
 mod options;
@@ -26,5 +28,6 @@ mod search;
 mod stream;
 
 pub use backend::{Counter, NpuBackend, PluginInfo, counters};
+pub use inspect::PluginDevice;
 pub use options::OPTIONS_VARIABLE;
 pub use search::{PATH_VARIABLE, emulator_file_name};

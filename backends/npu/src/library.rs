@@ -2,7 +2,7 @@
 
 use crate::error::{Report, one_line};
 use crate::search::Candidate;
-use halite_hal::plugin::{self, Entry, Host, Plugin};
+use halite_hal::plugin::{self, ChangedTable, Entry, Host, Plugin, TableChange};
 use halite_hal::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::ffi::c_char;
@@ -54,6 +54,16 @@ impl Library {
         let library: &'static Self = Box::leak(Box::new(Self::open(&path)?));
         libraries.insert(path, library);
         Ok(library)
+    }
+
+    /// The same plugin, loaded again through a copy of its table with changes. It stays loaded, too.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), of the changed table.
+    pub(crate) fn changed(&self, changes: &[TableChange]) -> Result<&'static Self> {
+        // What a plugin's table leads to is valid for the life of the process, and so is this copy.
+        let table: &'static ChangedTable = Box::leak(Box::new(ChangedTable::new(&self.table, changes)?));
+        Ok(Box::leak(Box::new(Self::read_table(&self.path, table.as_ptr())?)))
     }
 
     /// Whether the plugin claims the feature.

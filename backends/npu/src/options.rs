@@ -46,6 +46,12 @@ impl Options {
         Ok(())
     }
 
+    /// Keys and values, in order.
+    pub(crate) fn pairs(&self) -> Vec<(String, String)> {
+        let text = |text: &CString| text.to_string_lossy().into_owned();
+        self.pairs.iter().map(|(key, value)| (text(key), text(value))).collect()
+    }
+
     /// What `plugin` answered to these options; a refusal says in whose name it came, and where they were given.
     pub(crate) fn refused_by(&self, plugin: &Path, error: Error) -> Error {
         if !matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::BadFormat) {

@@ -3,11 +3,13 @@
 //!
 //! Both sides of the interface use this module: the loader in `halite-npu`, and plugins that are written in Rust.
 
+mod change;
 mod status;
 
 #[cfg(test)]
 mod layout;
 
+pub use change::{ChangedTable, FUNCTIONS, TableChange};
 pub use status::{dtype_code, dtype_from_code, status_of};
 
 use std::ffi::{c_char, c_void};
