@@ -18,6 +18,9 @@ import multiprocessing
 import os
 import sys
 
+# Features that a text may need, and the first architecture that has them; one of a single architecture is its name.
+SINCE = {"tensor-cores": 75, "bf16": 80}
+
 ARCHITECTURES = ["sm_75", "sm_80", "sm_87", "sm_89", "sm_90a", "sm_100"]
 
 
@@ -73,6 +76,11 @@ class Nvrtc:
         return status == 0 and size.value > 0, log.value.decode(errors="replace")
 
 
+def compiler_options(options):
+    """Those of a text that are not the launch's own."""
+    return [option for option in options.split() if not option.startswith("--dynamic-shared-bytes=")]
+
+
 nvrtc = None
 
 
@@ -81,11 +89,18 @@ def start(path):
     nvrtc = Nvrtc(path)
 
 
+def has(architecture, feature):
+    """Whether an architecture has a feature of SINCE, or is the one that the feature names."""
+    if feature in SINCE:
+        return int(architecture.strip("sm_a")) >= SINCE[feature]
+    return feature == architecture
+
+
 def compile_one(job):
     folder, file, options, architecture = job
     with open(os.path.join(folder, file), encoding="utf-8") as text:
         is_good, log = nvrtc.compile(
-            text.read(), file, [f"--gpu-architecture={architecture}", *options.split()]
+            text.read(), file, [f"--gpu-architecture={architecture}", *compiler_options(options)]
         )
     return is_good, f"{file} for {architecture}: {log.strip()}"
 
@@ -104,8 +119,8 @@ def main():
     jobs = [
         (arguments.folder, file, options, architecture)
         for architecture in architectures
-        for file, _, options, _ in texts
-        if arguments.match in file
+        for file, _, options, _, requires in texts
+        if arguments.match in file and all(has(architecture, feature) for feature in requires.split(",") if feature)
     ]
     if not jobs:
         sys.exit(f"{arguments.folder} lists no kernel to compile")
@@ -118,7 +133,7 @@ def main():
                 print(message)
     print(
         f"NVRTC {Nvrtc(path).version()}: {len(jobs) - failures} of {len(jobs)} compile "
-        f"({len(jobs) // len(architectures)} texts for {' '.join(architectures)})"
+        f"({len(texts)} texts for {' '.join(architectures)})"
     )
     sys.exit(1 if failures else 0)
 

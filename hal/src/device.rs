@@ -157,7 +157,8 @@ pub struct DeviceInfo {
     /// Kernel formats that [`Device::load`] accepts: `native`, `opencl-c`, `cuda-c`, `cubin`, `npu-program`,
     /// `builtin`.
     pub kernel_formats: Vec<String>,
-    /// Capabilities that kernel variants may require: `avx512f`, `subgroups`, `tensor-cores`.
+    /// Capabilities that kernel variants may require: `avx512f`, `subgroups`, `tensor-cores`; `builtin:fused_matmul`
+    /// for a built-in that the device has for some operands at least.
     pub features: Vec<String>,
     /// Hard limits.
     pub limits: Limits,

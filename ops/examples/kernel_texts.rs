@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A set of operations that reaches every line of the kernels is lowered with each variant and with the sizes of each
-//! built-in profile that may choose it. Equal texts are written once. `FOLDER/index.tsv` lists file, function, options
-//! and the profiles that lead to it.
+//! built-in profile that may choose it. Equal texts are written once. `FOLDER/index.tsv` lists file, function, options,
+//! the profiles that lead to it, and the features that it needs.
 
 use halite_hal::{DType, DeviceId, DeviceInfo, KernelSource};
 use halite_ops::Catalog;
@@ -28,8 +28,8 @@ struct Case {
     outputs: Vec<TensorType>,
 }
 
-/// A text with its function and options, and who asked for it.
-type Texts = BTreeMap<(String, String, String), BTreeSet<String>>;
+/// A text with its function, options and the features that it needs, and who asked for it.
+type Texts = BTreeMap<(String, String, String, String), BTreeSet<String>>;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("name a folder")?;
@@ -56,12 +56,13 @@ fn is_of(profile: &Arc<Profile>, family: &str) -> bool {
 fn device(family: &str, format: &str) -> DeviceInfo {
     let mut device = DeviceInfo::new(DeviceId::new(family, 0), family);
     device.kernel_formats = vec![format.to_owned()];
-    device.features = vec!["fp64".to_owned()];
+    device.features = ["fp64", "tensor-cores", "sm_75", "bf16"].map(str::to_owned).into();
     device.compute_units = 128;
     device.limits.offset_alignment_bytes = 256;
     device.limits.max_workgroup = [1024; 3];
     device.limits.max_workgroup_threads = 1024;
-    device.limits.local_memory_bytes = 48 << 10;
+    // As much as any profile asks for; compilers are not told how much a launch takes beside what the text declares.
+    device.limits.local_memory_bytes = 227 << 10;
     device
 }
 
@@ -93,11 +94,18 @@ fn collect(
                 local_staging: profile.memory().local_staging,
                 device: &device,
             };
-            let lowered = (variant.lower)(&request)
-                .map_err(|reason| format!("{}: {variant:?} of {:?}: {reason}", profile.name(), case.op))?;
+            let lowered = match (variant.lower)(&request) {
+                Ok(lowered) => lowered,
+                // What has a requirement serves some types alone, and others serve the rest.
+                Err(_) if !variant.requires.is_empty() => continue,
+                Err(reason) => {
+                    let name = profile.name();
+                    return Err(format!("{name}: {variant:?} of {:?}: {reason}", case.op).into());
+                }
+            };
             for launch in lowered.launches {
-                if let KernelSource::Text { source, entry, options, .. } = launch.source {
-                    let key = (entry, options, source.to_string());
+                if let KernelSource::Text { source, entry, options, requires, .. } = launch.source {
+                    let key = (entry, options, requires.join(","), source.to_string());
                     texts.entry(key).or_default().insert(profile.name().to_owned());
                 }
             }
@@ -110,11 +118,11 @@ fn write(folder: &Path, extension: &str, texts: &Texts) -> std::io::Result<()> {
     let folder = folder.join(extension);
     std::fs::create_dir_all(&folder)?;
     let mut index = String::new();
-    for (number, ((entry, options, source), profiles)) in texts.iter().enumerate() {
+    for (number, ((entry, options, requires, source), profiles)) in texts.iter().enumerate() {
         let file = format!("{number:04}_{entry}.{extension}");
         std::fs::write(folder.join(&file), source)?;
         let profiles = profiles.iter().cloned().collect::<Vec<_>>().join(",");
-        let _ = writeln!(index, "{file}\t{entry}\t{options}\t{profiles}");
+        let _ = writeln!(index, "{file}\t{entry}\t{options}\t{profiles}\t{requires}");
     }
     std::fs::write(folder.join("index.tsv"), index)
 }
@@ -218,7 +226,9 @@ fn products() -> Vec<Case> {
         (DType::I64, DType::I64),
     ];
     for (dtype, out_dtype) in pairs {
-        for (batch, [m, k, n], is_turned) in [(4, [200, 100, 300], false), (1, [48, 20_000, 40], true)] {
+        for (batch, [m, k, n], is_turned) in
+            [(4, [200, 100, 300], false), (1, [48, 20_000, 40], true), (2, [512, 256, 384], false)]
+        {
             let epilogue = Epilogue { bias: is_turned.then_some(BiasAxis::Column), relu: is_turned };
             let view = |rows: usize, columns: usize| MatrixView {
                 offset: 0,

@@ -11,7 +11,8 @@ use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType};
 use crate::{Error, Result};
 use halite_hal::annotate::{self, Label};
 use halite_hal::{
-    BufferSlice, CommandList, CommandListBuilder, Kernel, RecordedArg, RecordedCommand, RecordedRange, Scalar,
+    BufferSlice, CommandList, CommandListBuilder, ErrorKind, Kernel, KernelSource, RecordedArg,
+    RecordedCommand, RecordedRange, Scalar,
 };
 use halite_profiles::{Candidate, Fallback, Parameters};
 use std::collections::HashMap;
@@ -574,42 +575,59 @@ impl Engine {
             let formats = info.kernel_formats.join(", ");
             return Err(no_kernel(format!("no variant is registered for its formats ({formats})")));
         }
-        let choice = match self.profile().choose(op.name(), &candidates, &info.features, &op.variables()) {
-            Ok(choice) => choice,
+        let ranking = match self.profile().ranking(op.name(), &candidates, &info.features, &op.variables()) {
+            Ok(ranking) => ranking,
             Err(error @ halite_profiles::Error::NoKernel { .. }) => return Err(no_kernel(error.to_string())),
             Err(error) => return Err(Error::Profile(error.to_string())),
         };
-        let default = Parameters::default();
-        // The profile's choice first, then whatever else the device can run, in order of registration.
-        let chosen = variants.iter().filter(|variant| variant.name == choice.variant);
-        let others = variants.iter().filter(|variant| {
-            variant.name != choice.variant && variant.requires.iter().all(|feature| info.has_feature(feature))
-        });
         let mut reasons = Vec::new();
-        for variant in chosen.chain(others) {
-            let parameters = if variant.name == choice.variant { &choice.parameters } else { &default };
+        for choice in ranking {
+            let Some(variant) = variants.iter().find(|variant| variant.name == choice.variant) else {
+                continue;
+            };
+            let parameters = &choice.parameters;
             let local_staging = self.profile().memory().local_staging;
             let request = LowerRequest { op, inputs, outputs, parameters, local_staging, device: info };
-            match (variant.lower)(&request) {
-                Ok(lowered) => {
-                    check_arguments(&variant.name, &request, &lowered)?;
-                    return self.load_all(&variant.name, parameters, lowered);
+            let lowered = match (variant.lower)(&request) {
+                Ok(lowered) => lowered,
+                Err(unservable) => {
+                    reasons.push(format!("{}: {unservable}", variant.name));
+                    continue;
                 }
-                Err(unservable) => reasons.push(format!("{}: {unservable}", variant.name)),
+            };
+            check_arguments(&variant.name, &request, &lowered)?;
+            match self.load_all(&variant.name, parameters, lowered) {
+                // Whether a vendor's library has an operation shows when it is loaded.
+                Err(Error::Device(error)) if *error.kind() == ErrorKind::Unsupported => {
+                    reasons.push(format!("{}: {error}", variant.name));
+                }
+                loaded => return loaded,
             }
         }
         Err(no_kernel(reasons.join("; ")))
     }
 
     fn load_all(&self, variant: &str, parameters: &Parameters, lowered: Lowered) -> Result<ChosenKernel> {
-        let load = |launch: crate::lower::Launch| {
-            Ok((self.device().load(&launch.source)?, launch.grid, launch.args))
-        };
+        let mut workspace_bytes = lowered.workspace_bytes;
+        let alignment = self.device().info().limits.offset_alignment_bytes.max(ARENA_ALIGNMENT);
+        let mut kernels = Vec::with_capacity(lowered.launches.len());
+        for launch in lowered.launches {
+            let kernel = self.device().load(&launch.source)?;
+            let mut args = launch.args;
+            // How much scratch memory a vendor's operation takes is known now; it is the last argument.
+            let len = if let KernelSource::Builtin(_) = launch.source { kernel.workspace_bytes() } else { 0 };
+            if len > 0 {
+                let offset = workspace_bytes.next_multiple_of(alignment);
+                args.push(LaunchArg::Workspace { offset, len });
+                workspace_bytes = offset + len;
+            }
+            kernels.push((kernel, launch.grid, args));
+        }
         Ok(ChosenKernel {
             variant: variant.to_owned(),
             parameters: parameters.clone(),
-            kernels: lowered.launches.into_iter().map(load).collect::<Result<_>>()?,
-            workspace_bytes: lowered.workspace_bytes,
+            kernels,
+            workspace_bytes,
         })
     }
 }

@@ -56,7 +56,7 @@ pub(crate) const BUILTIN: &[(&str, &str)] = files![
 mod tests {
     use halite_hal::DType;
 
-    use crate::{DeviceFacts, Machine, ProfileSet};
+    use crate::{DeviceFacts, Machine, Parameters, ProfileSet};
 
     fn facts(backend: &str, device_name: &str, features: &[&str]) -> DeviceFacts {
         DeviceFacts {
@@ -237,6 +237,21 @@ mod tests {
         }
     }
 
+    /// The limits of `ops/src/kernels/gpu/tensor_cores.rs`, beside shared memory, which devices have more or less of.
+    fn is_for_warps(parameters: &Parameters) -> bool {
+        let (Some(&[m, n, k]), Some(&[x, y])) = (parameters.tile(), parameters.threads()) else {
+            return false;
+        };
+        let is_line = |elements: u32| [16, 32].contains(&elements) || elements.is_multiple_of(64);
+        x.is_multiple_of(32)
+            && m.is_multiple_of(16 * y)
+            && n.is_multiple_of(16 * (x / 32))
+            && m * n <= 128 * x * y
+            && [m, n, k].into_iter().all(is_line)
+            && parameters.int("stages").is_some_and(|stages| stages >= 2)
+            && parameters.int("stages").is_some_and(|stages| stages * (m + n) * k * 2 <= 227 << 10)
+    }
+
     /// The limits of `ops/src/kernels/gpu/contraction.rs`, and 256 threads, which every GPU that we name takes.
     #[test]
     fn tiles_of_gpus_divide_among_their_threads_and_stage_only_where_local_memory_is_real() {
@@ -245,7 +260,8 @@ mod tests {
                 profile.kernels().any(|(_, entries)| entries.iter().any(|e| e.variant() == "generated"));
             let staging = profile.memory().local_staging;
             for (op, entries) in profile.kernels().filter(|_| is_gpu) {
-                for entry in entries {
+                // A vendor's library has sizes of its own.
+                for entry in entries.iter().filter(|entry| entry.variant() != "builtin") {
                     let parameters = entry.parameters();
                     let threads: u32 = parameters.threads().expect("GPUs have workgroups").iter().product();
                     assert!((1..=256).contains(&threads), "{} {op}: {entry}", profile.name());
@@ -258,6 +274,12 @@ mod tests {
                         (entry.variant(), parameters.tile(), parameters.threads())
                     else {
                         assert_ne!(entry.variant(), "tiled", "{} {op}: {entry}", profile.name());
+                        let tensor_cores = entry.variant() == "tensor_cores";
+                        assert!(
+                            !tensor_cores || is_for_warps(parameters),
+                            "{} {op}: {entry}",
+                            profile.name()
+                        );
                         continue;
                     };
                     assert!(m % y == 0 && n % x == 0, "{} {op}: {entry}", profile.name());

@@ -45,17 +45,12 @@ pub struct Skip {
 }
 
 impl Profile {
-    /// Chooses the variant of `op` for a device with `features` and an op with these shape `variables`.
-    ///
-    /// The first entry of the profile's list that fits wins: its variant is a candidate, the device has what
-    /// the candidate requires, and its `when` holds. If the profile says nothing or nothing fits, the first
-    /// candidate that the device can run is the default, without parameters.
+    /// Chooses the variant of `op` for a device with `features` and an op with these shape `variables`: the first of the
+    /// [ranking](Self::ranking).
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownVariant`] for an entry of a user's file that names no candidate (a built-in entry is
-    /// skipped, since a program may leave kernels out), [`Error::Evaluate`] for a `when` without a value, and
-    /// [`Error::NoKernel`] if the device can run no candidate.
+    /// As [`ranking`](Self::ranking).
     pub fn choose(
         &self,
         op: &str,
@@ -63,10 +58,34 @@ impl Profile {
         features: &[String],
         variables: &[(&str, i64)],
     ) -> Result<Choice> {
+        let mut ranking = self.ranking(op, candidates, features, variables)?;
+        Ok(ranking.swap_remove(0))
+    }
+
+    /// Everything that the profile would choose for `op`, best first; never empty. A variant that turns out not to
+    /// serve the op at hand, for its type or layout, leaves it to the next one.
+    ///
+    /// The entries of the profile's list that fit, in order: the variant is a candidate, the device has what the
+    /// candidate requires, and `when` holds. Then the candidates that the device can run and no such entry names, in
+    /// their own order and without parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownVariant`] for an entry of a user's file that names no candidate (a built-in entry is
+    /// skipped, since a program may leave kernels out), [`Error::Evaluate`] for a `when` without a value before the
+    /// first entry that fits (behind it, the entry is skipped), and [`Error::NoKernel`] if the device can run no
+    /// candidate.
+    pub fn ranking(
+        &self,
+        op: &str,
+        candidates: &[Candidate<'_>],
+        features: &[String],
+        variables: &[(&str, i64)],
+    ) -> Result<Vec<Choice>> {
+        let mut ranking: Vec<Choice> = Vec::new();
         let mut skipped = Vec::new();
-        let entries = self.kernel_entries(op);
         self.check_variants(op, candidates)?;
-        for (index, entry) in entries.iter().enumerate() {
+        for (index, entry) in self.kernel_entries(op).iter().enumerate() {
             let mut skip = |reason| {
                 let variant = entry.variant().to_owned();
                 skipped.push(Skip { variant, reason, origin: entry.origin().clone() });
@@ -81,40 +100,57 @@ impl Profile {
                 continue;
             }
             if let Some((condition, at)) = &entry.when {
-                let holds = condition.evaluate(variables).map_err(|source| Error::Evaluate {
-                    at: at.clone(),
-                    key: Self::entry_path(op, index, "when"),
-                    text: condition.to_string(),
-                    source,
-                })?;
-                if !holds {
-                    skip(format!("{condition} does not hold"));
-                    continue;
+                match condition.evaluate(variables) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        skip(format!("{condition} does not hold"));
+                        continue;
+                    }
+                    Err(source) if !ranking.is_empty() => {
+                        skip(format!("{condition} has no value: {source}"));
+                        continue;
+                    }
+                    Err(source) => {
+                        return Err(Error::Evaluate {
+                            at: at.clone(),
+                            key: Self::entry_path(op, index, "when"),
+                            text: condition.to_string(),
+                            source,
+                        });
+                    }
                 }
             }
-            return Ok(Choice {
+            ranking.push(Choice {
                 variant: entry.variant().to_owned(),
                 parameters: entry.parameters().clone(),
                 origin: Some(entry.origin().clone()),
-                skipped,
+                skipped: skipped.clone(),
             });
         }
-        let default = candidates.iter().find(|candidate| missing(candidate, features).is_none());
-        let default = default.ok_or_else(|| Error::NoKernel {
-            op: op.to_owned(),
-            reasons: candidates
-                .iter()
-                .filter_map(|candidate| {
-                    Some(format!("{} {}", candidate.variant, missing(candidate, features)?))
-                })
-                .collect(),
-        })?;
-        Ok(Choice {
-            variant: default.variant.to_owned(),
-            parameters: Parameters::default(),
-            origin: None,
-            skipped,
-        })
+        let is_named = |name: &str| ranking.iter().any(|choice| choice.variant == name);
+        let runnable = candidates.iter().filter(|candidate| missing(candidate, features).is_none());
+        let others: Vec<Choice> = runnable
+            .filter(|candidate| !is_named(candidate.variant))
+            .map(|candidate| Choice {
+                variant: candidate.variant.to_owned(),
+                parameters: Parameters::default(),
+                origin: None,
+                skipped: skipped.clone(),
+            })
+            .collect();
+        ranking.extend(others);
+        if ranking.is_empty() {
+            return Err(Error::NoKernel {
+                op: op.to_owned(),
+                reasons: candidates
+                    .iter()
+                    .filter_map(|candidate| {
+                        Some(format!("{} {}", candidate.variant, missing(candidate, features)?))
+                    })
+                    .collect(),
+            });
+        }
+        Ok(ranking)
     }
 
     /// Checks that every `when` which a user's file has for `op` names only these variables: also behind the entry that
@@ -244,6 +280,26 @@ mod tests {
         assert_eq!(choice.parameters.tile(), Some([144, 16, 256].as_slice()));
         assert_eq!(choice.parameters.threads(), Some([4].as_slice()));
         assert_eq!(choice.parameters.int("chunk"), None);
+    }
+
+    #[test]
+    fn what_fits_less_well_stands_behind_with_its_own_sizes() {
+        let text = format!(
+            "name: mine\nkernels:\n  matmul:\n{ENTRIES}  - {{ variant: avx2, when: m / n > 1, chunk: 3 }}\n"
+        );
+        let set =
+            ProfileSet::from_texts([("mine.yaml", text.as_str())]).unwrap_or_else(|error| panic!("{error}"));
+        let mine = set.by_name("mine").unwrap_or_else(|error| panic!("{error}"));
+        let features: Vec<String> = ["avx2", "fma"].map(str::to_owned).into();
+        let ranking = |variables: &[(&str, i64)]| -> Vec<String> {
+            let ranking = mine.ranking("matmul", &CANDIDATES, &features, variables);
+            let ranking = ranking.unwrap_or_else(|error| panic!("{error}"));
+            ranking.iter().map(|choice| format!("{} {}", choice.variant, choice.parameters)).collect()
+        };
+        let [tiled, chunked] = ["avx2 tile: [144, 16, 256], threads: [4]", "avx2 chunk: 3"];
+        assert_eq!(ranking(&[("m", 8), ("n", 4)]), [tiled, "portable chunk: 512", chunked]);
+        // A condition without a value is left out where something else fits.
+        assert_eq!(ranking(&[("m", 7), ("n", 0)]), ["portable chunk: 512", "avx2 "]);
     }
 
     #[test]

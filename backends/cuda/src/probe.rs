@@ -177,6 +177,7 @@ fn features(properties: &Properties, toolkit: Toolkit) -> Vec<String> {
         ("unified_memory", properties.is_integrated),
         ("nvrtc", toolkit.has_nvrtc),
         ("cublaslt", toolkit.has_cublaslt),
+        ("builtin:fused_matmul", toolkit.has_cublaslt),
     ] {
         if has {
             features.push(name.to_owned());
@@ -258,6 +259,7 @@ mod tests {
     fn formats_and_features_follow_the_libraries_that_are_there() {
         let (all, none) = (info(9, 0, ALL), info(9, 0, NONE));
         assert!(all.accepts("cuda-c") && all.has_feature("nvrtc") && all.has_feature("cublaslt"));
+        assert!(all.has_feature("builtin:fused_matmul") && !none.has_feature("builtin:fused_matmul"));
         assert!(!none.accepts("cuda-c") && !none.has_feature("nvrtc") && !none.has_feature("cublaslt"));
         for format in ["cubin", "ptx", "builtin"] {
             assert!(all.accepts(format) && none.accepts(format));

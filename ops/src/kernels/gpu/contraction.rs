@@ -4,7 +4,9 @@
 //! or straight from the caches; sums over a long k are cut where tiles alone would not fill the device. *packed*: for
 //! CPUs; operands are copied into panels first, which vectors then read from beginning to end.
 
-use super::source::{KernelText, Language, Workspace, accumulator, literal, register, threads};
+use super::source::{
+    KernelText, Language, Workspace, accumulator, literal, register, storage, threads, to_storage,
+};
 use crate::lower::{Epilogue, Launch, LaunchArg, LowerRequest, Lowered, Unservable};
 use halite_hal::{Access, DType};
 use halite_profiles::Parameters;
@@ -29,6 +31,13 @@ pub(super) trait Matrices {
 
     /// The text behind those definitions.
     fn text(&self) -> &'static str;
+
+    /// The most elements, up to 8, that everything which leads to a line of this operand is a multiple of, where the
+    /// elements of its lines are neighbours in memory; 0 if they are not. Lines run along k if that is [innermost
+    /// ](Product::k_innermost), across it otherwise.
+    fn aligned_elements(&self, _side: Side) -> usize {
+        0
+    }
 }
 
 /// A batch of products of `[m, k]` by `[k, n]`.
@@ -49,14 +58,16 @@ pub(super) struct Product {
     pub(super) k_innermost: [bool; 2],
     /// Whether sizes are arguments, so that products of other sizes share the code.
     pub(super) has_free_sizes: bool,
+    /// Whether the result is one dense array, `[batch, m, n]`.
+    pub(super) has_dense_out: bool,
 }
 
 impl Product {
-    fn k(&self) -> usize {
+    pub(super) fn k(&self) -> usize {
         self.k_outer * self.k_inner
     }
 
-    fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.batch * self.m * self.n
     }
 }
@@ -68,7 +79,7 @@ const BIAS_INPUT: usize = 2;
 const GROUPS_PER_UNIT: usize = 4;
 
 /// Steps of k that are worth a cut.
-const SPLIT_STEPS: usize = 256;
+pub(super) const SPLIT_STEPS: usize = 256;
 
 /// Bytes of packed operands that a launch aims at: a share of the outer caches of CPUs.
 const PANEL_BYTES: usize = 64 << 20;
@@ -77,7 +88,7 @@ const PANEL_BYTES: usize = 64 << 20;
 const PACK_DEPTH: usize = 16;
 
 /// Sums and accumulators that a thread of a tiled kernel may hold.
-const MAX_SUMS: usize = 128;
+pub(super) const MAX_SUMS: usize = 128;
 
 /// Tiles for tuning to try, through local memory and without.
 pub(super) fn tiles() -> Vec<Parameters> {
@@ -213,7 +224,7 @@ pub(super) fn tiled(
 }
 
 /// Adds up the sums over ranges of k.
-fn add_splits(
+pub(super) fn add_splits(
     language: Language,
     request: &LowerRequest<'_>,
     matrices: &dyn Matrices,
@@ -331,7 +342,7 @@ pub(super) fn packed_within(
 }
 
 /// A kernel with what all strategies define.
-fn begin<'a>(
+pub(super) fn begin<'a>(
     language: Language,
     request: &LowerRequest<'a>,
     product: &Product,
@@ -349,7 +360,7 @@ fn begin<'a>(
 }
 
 /// Adds one operand; a sum over nothing reads none.
-fn read(
+pub(super) fn read(
     text: &mut KernelText<'_>,
     matrices: &dyn Matrices,
     product: &Product,
@@ -365,7 +376,7 @@ fn read(
 }
 
 /// Adds the result, the bias and what is done before the store.
-fn store(
+pub(super) fn store(
     text: &mut KernelText<'_>,
     request: &LowerRequest<'_>,
     matrices: &dyn Matrices,
@@ -384,13 +395,31 @@ fn store(
     text.define_element("OUT", out_dtype, Access::Write);
     text.buffer("out", LaunchArg::Output(0), out_dtype, Access::Write);
     let zero = literal(out_dtype, 0);
-    let relu = if epilogue.relu { format!(" if (x_ < {zero}) x_ = {zero};") } else { String::new() };
+    let relu =
+        |x: &str| if epilogue.relu { format!(" if ({x} < {zero}) {x} = {zero};") } else { String::new() };
+    text.define("VALUE(batch, row, column, sum)", format!("(({result}){sum})"));
     text.define(
         "FINISH(batch, row, column, sum)",
         format!(
-            "{{ {result} x_ = ({result}){sum};{relu} OUT_STORE(out, OUT_PLACE(batch, row, column), x_); }}"
+            "{{ {result} x_ = VALUE(batch, row, column, sum);{} OUT_STORE(out, OUT_PLACE(batch, row, column), x_); }}",
+            relu("x_")
         ),
     );
+    if text.language == Language::CudaC && product.has_dense_out {
+        let stored = |x: &str| format!("({})({})", storage(out_dtype), to_storage(out_dtype, x));
+        text.define(
+            "FINISH_PAIR(batch, row, column, left, right)",
+            format!(
+                "{{ {result} x_ = VALUE(batch, row, column, left), y_ = VALUE(batch, row, (column) + 1, right);{}{} \
+                 *({}x2*)(out + OUT_PLACE(batch, row, column)) = {{{}, {}}}; }}",
+                relu("x_"),
+                relu("y_"),
+                storage(out_dtype),
+                stored("x_"),
+                stored("y_")
+            ),
+        );
+    }
     Ok(())
 }
 

@@ -92,6 +92,7 @@ impl Matrices for ConvMatrices<'_> {
             bias_place: "(batch) * GROUP_OUT + (row)",
             k_innermost,
             has_free_sizes: false,
+            has_dense_out: false,
         }
     }
 

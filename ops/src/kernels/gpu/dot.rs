@@ -71,6 +71,7 @@ impl Matrices for DotMatrices<'_> {
                 dot.rhs.row_stride.abs() == 1 && dot.rhs.col_stride.abs() != 1,
             ],
             has_free_sizes: true,
+            has_dense_out: true,
         }
     }
 
@@ -117,5 +118,25 @@ impl Matrices for DotMatrices<'_> {
 
     fn text(&self) -> &'static str {
         include_str!("dot.cl")
+    }
+
+    fn aligned_elements(&self, side: Side) -> usize {
+        let (dot, view) = (self.dot, self.view(side));
+        let is_k_innermost = self.product().k_innermost[side as usize];
+        let (rows, columns) = if side == Side::Lhs { (dot.m, dot.k) } else { (dot.k, dot.n) };
+        let (rows, columns) = ((rows, view.row_stride), (columns, view.col_stride));
+        let (line, inner) =
+            if is_k_innermost == (side == Side::Lhs) { (rows, columns) } else { (columns, rows) };
+        if inner.0 > 1 && inner.1 != 1 {
+            return 0;
+        }
+        let axes = dot.batch.iter().copied().zip(view.batch_strides.iter().copied()).chain([line]);
+        let strides = axes.filter(|(extent, _)| *extent > 1).map(|(_, stride)| stride);
+        let all = strides.chain([view.offset]).fold(8, |all, stride| all | stride);
+        // The lowest bit that any of them has is the largest power of two that divides all.
+        match 1 << all.trailing_zeros() {
+            1 => 0,
+            elements => elements,
+        }
     }
 }

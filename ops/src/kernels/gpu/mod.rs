@@ -6,6 +6,7 @@
 //!
 //! f16 and bf16 are 16-bit storage and computed in f32, `bool` is a byte, f64 needs the device's feature `fp64`.
 
+mod builtin;
 mod contraction;
 mod conv;
 mod dot;
@@ -14,6 +15,7 @@ mod pad;
 mod program;
 mod reduce;
 mod source;
+mod tensor_cores;
 mod window;
 
 #[cfg(test)]
@@ -26,9 +28,10 @@ use dot::DotMatrices;
 use halite_profiles::{Parameters, Size};
 use source::Language;
 
-/// Every variant, in both languages, the plainest of each op last.
+/// Every variant: that of a vendor's library, and those in both languages, the plainest of each op last.
 pub fn variants() -> Vec<KernelVariant> {
-    Language::ALL.into_iter().flat_map(variants_in).collect()
+    let generated = Language::ALL.into_iter().flat_map(variants_in);
+    [builtin::variant()].into_iter().chain(generated).collect()
 }
 
 fn variants_in(language: Language) -> Vec<KernelVariant> {
@@ -74,6 +77,12 @@ fn variants_in(language: Language) -> Vec<KernelVariant> {
             contraction::panels(),
             contraction::packed,
         ));
+    }
+    if language == Language::CudaC {
+        let sizes = vec![Size::Tile(3), Size::Threads(2), Size::Stages, Size::SplitK];
+        let products =
+            products(language, ["tensor_cores"; 2], sizes, tensor_cores::tiles(), tensor_cores::tensor_cores);
+        variants.extend(products.map(tensor_cores::requiring));
     }
     let plain = groups_of_threads().collect();
     variants.extend(products(language, ["plain", "direct"], groups().into(), plain, contraction::plain));

@@ -133,6 +133,8 @@ pub(super) struct KernelText<'a> {
     contracts: bool,
     in_place: bool,
     wide: bool,
+    dynamic_shared_bytes: usize,
+    requires: Vec<String>,
 }
 
 impl<'a> KernelText<'a> {
@@ -151,7 +153,19 @@ impl<'a> KernelText<'a> {
             contracts: false,
             in_place: false,
             wide: false,
+            dynamic_shared_bytes: 0,
+            requires: Vec::new(),
         }
+    }
+
+    /// Asks for shared memory beside what the text declares. CUDA C alone.
+    pub(super) fn dynamic_shared(&mut self, len_bytes: usize) {
+        self.dynamic_shared_bytes = len_bytes;
+    }
+
+    /// Says that the device must have `feature`, which decides on the instruction set too.
+    pub(super) fn requires(&mut self, feature: &str) {
+        self.requires.push(feature.to_owned());
     }
 
     /// Says that values of `dtype` are computed with.
@@ -297,6 +311,9 @@ impl<'a> KernelText<'a> {
         if self.language == Language::OpenClC && device.has_feature("fp16") {
             source.push_str("#define HAS_F16\n");
         }
+        if self.language == Language::OpenClC && !rounds_division(device) {
+            source.push_str("#define ROUND_DIVISION\n");
+        }
         source.push_str(self.language.prelude());
         source.push_str(include_str!("numeric.cl"));
         let index = if self.wide { "i64" } else { "i32" };
@@ -312,23 +329,33 @@ impl<'a> KernelText<'a> {
         source.push_str(&self.defines);
         source.push_str(&self.body);
 
+        let mut options = options(self.language, device).to_owned();
+        if self.dynamic_shared_bytes > 0 {
+            let _ = write!(options, " --dynamic-shared-bytes={}", self.dynamic_shared_bytes);
+        }
         let source = KernelSource::Text {
             language: self.language.format(),
             source: source.into(),
             entry: self.name,
-            options: options(self.language, device).to_owned(),
+            options,
             workgroup: [threads[0] as u32, threads[1] as u32, 1],
             signature: Signature { in_place: self.in_place, ..Signature::new(self.signature) },
-            requires: Vec::new(),
+            requires: self.requires,
         };
         Ok(Launch { source, grid, args: self.args })
     }
 }
 
-/// Division and roots are correctly rounded, and nothing is contracted behind our back, wherever a compiler may choose.
+/// Whether the compiler of OpenCL C can be told to round quotients and roots correctly.
+fn rounds_division(device: &DeviceInfo) -> bool {
+    device.has_feature("correctly_rounded_divide_sqrt")
+}
+
+/// Division and roots are correctly rounded, and nothing is contracted behind our back, wherever a compiler may choose. Where
+/// it cannot be told to, `numeric.cl` rounds.
 fn options(language: Language, device: &DeviceInfo) -> &'static str {
     match language {
-        Language::OpenClC if device.has_feature("correctly_rounded_divide_sqrt") => {
+        Language::OpenClC if rounds_division(device) => {
             "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt"
         }
         Language::OpenClC => "-cl-std=CL1.2",

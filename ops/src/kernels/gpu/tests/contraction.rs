@@ -26,7 +26,7 @@ fn strategies() -> Vec<(&'static str, Parameters)> {
 }
 
 /// Elements within -1..1, or small whole numbers.
-fn elements(random: &mut Random, dtype: DType, count: usize) -> Memory {
+pub(super) fn elements(random: &mut Random, dtype: DType, count: usize) -> Memory {
     let bytes = (0..count).flat_map(|_| {
         let bits = if dtype.is_float() { rounded(dtype, f64::from(random.unit())) } else { random.bits() };
         bits.to_le_bytes()[..dtype.size()].to_vec()
@@ -36,22 +36,22 @@ fn elements(random: &mut Random, dtype: DType, count: usize) -> Memory {
 
 /// An element for exact or f64 sums.
 #[derive(Clone, Copy)]
-enum Sum {
+pub(super) enum Sum {
     Float(f64),
     Integer(i128),
 }
 
 impl Sum {
-    fn zero(dtype: DType) -> Self {
+    pub(super) fn zero(dtype: DType) -> Self {
         if dtype.is_float() { Self::Float(0.0) } else { Self::Integer(0) }
     }
 
-    fn element(dtype: DType, memory: &Memory, at: usize) -> Self {
+    pub(super) fn element(dtype: DType, memory: &Memory, at: usize) -> Self {
         let bits = read(memory.bytes(), dtype, at);
         if dtype.is_float() { Self::Float(float(dtype, bits)) } else { Self::Integer(integer(dtype, bits)) }
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub(super) fn plus(self, other: Self) -> Self {
         match (self, other) {
             (Self::Float(a), Self::Float(b)) => Self::Float(a + b),
             (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.wrapping_add(b)),
@@ -59,7 +59,7 @@ impl Sum {
         }
     }
 
-    fn times(self, other: Self) -> Self {
+    pub(super) fn times(self, other: Self) -> Self {
         match (self, other) {
             (Self::Float(a), Self::Float(b)) => Self::Float(a * b),
             (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.wrapping_mul(b)),
@@ -67,7 +67,7 @@ impl Sum {
         }
     }
 
-    fn relu(self, dtype: DType) -> Self {
+    pub(super) fn relu(self, dtype: DType) -> Self {
         match self {
             Self::Float(a) => Self::Float(a.max(0.0)),
             Self::Integer(a) => Self::Integer(integer(dtype, wrap(dtype, a)).max(0)),
@@ -76,7 +76,14 @@ impl Sum {
 }
 
 /// Compares with `steps` products of at most 1 each, accumulated in f32 (f64 for f64) and rounded once.
-fn assert_close(got: &Memory, dtype: DType, inputs: DType, expected: &[Sum], steps: usize, context: &str) {
+pub(super) fn assert_close(
+    got: &Memory,
+    dtype: DType,
+    inputs: DType,
+    expected: &[Sum],
+    steps: usize,
+    context: &str,
+) {
     let unit = |dtype| match dtype {
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),

@@ -7,6 +7,8 @@ mod contraction;
 mod elementwise;
 mod reduce;
 mod shape;
+mod simulator;
+mod tensor_cores;
 
 use super::{Language, variants};
 use crate::kernels::cpu::harness::Memory;
