@@ -106,3 +106,73 @@ DIVIDE_UNSIGNED(u64)
 // bits in which a narrow number is moved.
 #define SHIFT_LEFT(T, U, wide, bits, a, b) ((U)(b) < bits ? (T)((wide)(a) << ((b) & (bits - 1))) : (T)0)
 #define SHIFT_RIGHT(T, U, bits, a, b) ((T)((U)(b) < bits ? (a) >> ((b) & (bits - 1)) : (a) < 0 ? (T)-1 : (T)0))
+
+// ---- quotients and square roots of f32, correctly rounded ----
+
+#ifdef ROUND_DIVISION
+// Where the compiler does not promise it (OpenCL allows errors of 2.5 and 3 units in the last place), the device's result is
+// an estimate of 26 bits, which whole numbers put right: the remainder says exactly how far off it is. Subnormal numbers
+// are handled as bits, so that units which flush them do no harm.
+
+// The significand of a finite number above 0 as a whole number of 24 bits; the number is it times 2^(*exponent - 150).
+FN u32 f32_significand(u32 magnitude, i32* exponent) {
+    const i32 shift = magnitude < 0x800000u ? LEADING_ZEROS((u64)magnitude) - 40 : 0;
+    *exponent = magnitude < 0x800000u ? 1 - shift : (i32)(magnitude >> 23);
+    return magnitude < 0x800000u ? magnitude << shift : (magnitude & 0x7fffffu) | 0x800000u;
+}
+
+// The bits of `significand` * 2^(exponent - 152), rounded to nearest, ties to even. It has 26 bits, of which the last one
+// also says whether anything was left behind it.
+FN u32 f32_assemble(u32 significand, i32 exponent) {
+    if (exponent >= 255) return 0x7f800000u;
+    const i32 shift = exponent > 0 ? 0 : exponent < -26 ? 27 : 1 - exponent;
+    const u32 lost = significand & ((1u << shift) - 1);
+    const u32 kept = significand >> shift | (u32)(lost != 0);
+    // The first bit of a normal number counts as 1 of the exponent.
+    const u32 bits = (exponent > 0 ? (u32)(exponent - 1) << 23 : 0) + (kept >> 2);
+    return bits + (u32)((kept & 3u) + (bits & 1u) > 2);
+}
+
+FN f32 f32_quotient(f32 a, f32 b) {
+    const u32 sign = (f32_to_bits(a) ^ f32_to_bits(b)) & 0x80000000u, infinity = 0x7f800000u;
+    const u32 x = f32_to_bits(a) & 0x7fffffffu, y = f32_to_bits(b) & 0x7fffffffu;
+    const u8 is_none = x > infinity || y > infinity || (x == infinity && y == infinity) || (x == 0 && y == 0);
+    if (is_none) return f32_from_bits(0x7fc00000u);
+    if (x == infinity || y == 0) return f32_from_bits(sign | infinity);
+    if (x == 0 || y == infinity) return f32_from_bits(sign);
+    i32 exponent_of_x, exponent_of_y;
+    u32 numerator = f32_significand(x, &exponent_of_x);
+    const u32 denominator = f32_significand(y, &exponent_of_y);
+    i32 exponent = exponent_of_x - exponent_of_y + 127;
+    if (numerator < denominator) {
+        numerator <<= 1;
+        exponent--;
+    }
+    i64 quotient = (i64)((f32)numerator / (f32)denominator * 33554432.0f);
+    i64 rest = ((i64)numerator << 25) - quotient * denominator;
+    for (; rest < 0; rest += denominator) quotient--;
+    for (; rest >= denominator; rest -= denominator) quotient++;
+    return f32_from_bits(sign | f32_assemble((u32)quotient | (u32)(rest != 0), exponent));
+}
+
+FN f32 f32_root(f32 a) {
+    const u32 x = f32_to_bits(a);
+    if ((x & 0x7fffffffu) == 0 || x == 0x7f800000u) return a;
+    if (x > 0x7f800000u) return f32_from_bits(0x7fc00000u);
+    i32 exponent;
+    u32 significand = f32_significand(x, &exponent);
+    // Of an even power of two, below.
+    if (exponent % 2 == 0) {
+        significand <<= 1;
+        exponent--;
+    }
+    i64 root = (i64)sqrt((f32)significand * 134217728.0f);
+    i64 rest = ((i64)significand << 27) - root * root;
+    for (; rest < 0; rest += 2 * root + 1) root--;
+    for (; rest > 2 * root; root++) rest -= 2 * root + 1;
+    return f32_from_bits(f32_assemble((u32)root | (u32)(rest != 0), (exponent + 127) / 2));
+}
+#else
+#define f32_quotient(a, b) ((a) / (b))
+#define f32_root(a) sqrt(a)
+#endif

@@ -188,7 +188,6 @@ fn unary(op: UnaryOp, dtype: DType, a: &str) -> String {
             _ => a.to_owned(),
         };
     }
-    let one = if dtype == DType::F64 { "1.0" } else { "1.0f" };
     match op {
         UnaryOp::Neg => format!("-{a}"),
         UnaryOp::Abs => format!("fabs({a})"),
@@ -198,8 +197,10 @@ fn unary(op: UnaryOp, dtype: DType, a: &str) -> String {
         UnaryOp::Round => format!("rint({a})"),
         UnaryOp::Exp => rounded(dtype, format!("exp({a})")),
         UnaryOp::Log => rounded(dtype, format!("log({a})")),
-        UnaryOp::Sqrt => rounded(dtype, format!("sqrt({a})")),
-        UnaryOp::Rsqrt => rounded(dtype, format!("{one} / sqrt({a})")),
+        UnaryOp::Sqrt if dtype == DType::F64 => format!("sqrt({a})"),
+        UnaryOp::Rsqrt if dtype == DType::F64 => format!("1.0 / sqrt({a})"),
+        UnaryOp::Sqrt => rounded(dtype, format!("f32_root({a})")),
+        UnaryOp::Rsqrt => rounded(dtype, format!("f32_quotient(1.0f, f32_root({a}))")),
         UnaryOp::Sin => rounded(dtype, format!("sin({a})")),
         UnaryOp::Cos => rounded(dtype, format!("cos({a})")),
         UnaryOp::Tanh => rounded(dtype, format!("tanh({a})")),
@@ -222,7 +223,8 @@ fn binary(op: BinaryOp, dtype: DType, a: &str, b: &str) -> String {
         BinaryOp::Add => plain("+"),
         BinaryOp::Sub => plain("-"),
         BinaryOp::Mul => plain("*"),
-        BinaryOp::Div if float => plain("/"),
+        BinaryOp::Div if dtype == DType::F64 => plain("/"),
+        BinaryOp::Div if float => rounded(dtype, format!("f32_quotient({a}, {b})")),
         BinaryOp::Div => format!("{t}_div({a}, {b})"),
         BinaryOp::Rem if float => rounded(dtype, format!("{t}_fmod({a}, {b})")),
         BinaryOp::Rem => format!("{t}_rem({a}, {b})"),

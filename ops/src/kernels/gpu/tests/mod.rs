@@ -6,6 +6,7 @@
 mod contraction;
 mod elementwise;
 mod reduce;
+mod rounding;
 mod shape;
 mod simulator;
 mod tensor_cores;
