@@ -51,6 +51,7 @@ pub mod plugin;
 mod pool;
 mod registry;
 mod stream;
+mod sync;
 
 pub use buffer::{Buffer, BufferSlice};
 pub use command_list::{

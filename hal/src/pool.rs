@@ -26,12 +26,13 @@
 mod arena;
 
 use crate::device::too_large;
+use crate::sync::{Mutex, MutexGuard};
 use crate::{Arg, Buffer, BufferSlice, Device, Error, ErrorKind, Event, Health, MemoryKind, Result, Stream};
 use arena::{Arena, Findings, Garbage, Grant, LaneFinding, LaneSurvey, Marker, Request, Survey, Use};
 use std::fmt;
 use std::mem;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Offsets are multiples of this at least: what CUDA's own allocations guarantee (CUDA C++ Programming Guide,

@@ -5,12 +5,13 @@ use crate::config::CpuConfig;
 use crate::error::lock;
 use crate::pool::Pool;
 use crate::stream::CpuStream;
+use crate::sync::Mutex;
 use crate::{host, kernel};
 use halite_hal::{
     Buffer, DType, Device, DeviceId, DeviceInfo, Error, Health, Kernel, KernelSource, Limits, MemoryInfo,
     MemoryKind, Result, driver,
 };
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// The processor as a backend; its one device is `cpu:0`.
 ///

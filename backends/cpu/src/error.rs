@@ -1,8 +1,9 @@
 //! How the backend's failures become errors of the layer.
 
+use crate::sync::{Mutex, MutexGuard};
 use halite_hal::{Error, ErrorKind};
 use std::any::Any;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// A kernel that stopped in `workgroup` because of `reason`.

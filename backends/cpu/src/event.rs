@@ -3,9 +3,9 @@
 use crate::error::{self, lock};
 use crate::kernel;
 use crate::stream::StreamCore;
+use crate::sync::{Condvar, Mutex, Patience, thread};
 use halite_hal::{Error, Event, Result, driver};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
-use std::thread;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// An event as the layer's handle holds it.
@@ -108,9 +108,10 @@ impl EventCore {
     }
 
     fn sleep(&self, deadline: Option<Instant>, limit: Duration) -> Result<()> {
-        let begin = Instant::now();
-        let spin_until = deadline.map_or(begin + HOST_SPIN, |end| end.min(begin + HOST_SPIN));
-        while !self.is_over() && Instant::now() < spin_until {
+        let left = deadline.map_or(HOST_SPIN, |end| end.saturating_duration_since(Instant::now()));
+        let spin = left.min(HOST_SPIN);
+        let patience = Patience::new();
+        while !self.is_over() && patience.elapsed() < spin {
             thread::yield_now();
         }
         let mut waiting = lock(&self.waiting);

@@ -3,6 +3,7 @@
 use crate::buffer::address;
 use crate::error::{self, lock};
 use crate::pool::Team;
+use crate::sync::{Mutex, thread_local};
 use crate::team::Shares;
 use crate::{builtin, scratch};
 use halite_hal::{
@@ -10,7 +11,7 @@ use halite_hal::{
 };
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 /// A loaded kernel.
 pub(crate) struct CpuKernel {
@@ -57,7 +58,7 @@ pub(crate) fn object(kernel: &Kernel) -> Result<&CpuKernel> {
 
 /// Whether the calling thread is inside of a kernel.
 pub(crate) fn is_inside() -> bool {
-    INSIDE.get()
+    INSIDE.with(Cell::get)
 }
 
 impl CpuKernel {
@@ -116,7 +117,7 @@ impl CpuKernel {
     unsafe fn run_shares(&self, shares: &Shares<'_>, grid: [u32; 3], args: &[NativeArg]) -> Result<()> {
         let NativeKernel { name, signature, scratch_bytes, run, .. } = &self.native;
         let current = Cell::new([0; 3]);
-        let outside = INSIDE.replace(true);
+        let outside = INSIDE.with(|inside| inside.replace(true));
         let result = scratch::with(*scratch_bytes, |scratch| {
             // Once per thread and launch rather than per workgroup; `current` tells which one it was.
             catch_unwind(AssertUnwindSafe(|| {
@@ -134,7 +135,7 @@ impl CpuKernel {
                 Ok(())
             }))
         });
-        INSIDE.set(outside);
+        INSIDE.with(|inside| inside.set(outside));
         let reason = match result? {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(reason)) => reason,

@@ -27,6 +27,7 @@ mod kernel;
 mod pool;
 mod scratch;
 mod stream;
+mod sync;
 mod team;
 
 pub use config::CpuConfig;

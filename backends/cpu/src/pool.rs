@@ -10,14 +10,15 @@
 //! by themselves; nobody joins them, so the last handle may be dropped on a worker.
 
 use crate::error::lock;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{Mutex, Patience, spin_loop};
 use crate::team::{Shares, Slot};
 use halite_hal::{Error, ErrorKind, Result};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Something that a worker can run: a stream with commands.
 pub(crate) trait Task: Send + Sync {
@@ -70,7 +71,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// How long of it it keeps its core. To yield on a busy machine is to be gone for milliseconds.
 const EAGER_SPIN: Duration = Duration::from_micros(25);
 /// Looks for work between looks at the clock.
-const LOOKS_PER_TIME: u32 = 8;
+const LOOKS_PER_TIME: u32 = if cfg!(shuttle) { 1 } else { 8 };
 /// Workers that one thread wakes: each costs it a system call.
 const WOKEN_BY_ONE: usize = 2;
 /// Threads from outside that may run streams at the same time.
@@ -216,15 +217,15 @@ impl Shared {
     }
 
     fn spin(&self) -> bool {
-        let begin = Instant::now();
+        let patience = Patience::new();
         loop {
             for _ in 0..LOOKS_PER_TIME {
                 if self.has_work() {
                     return true;
                 }
-                std::hint::spin_loop();
+                spin_loop();
             }
-            let idle = begin.elapsed();
+            let idle = patience.elapsed();
             if idle > SPIN || self.closed.load(Ordering::Relaxed) {
                 return false;
             }
@@ -324,7 +325,7 @@ mod tests {
             let pool = Pool::new(threads).unwrap();
             // From well before the end of the spin to well after it, so that the pauses hit every step between.
             for pause_us in 0..1000 {
-                let begin = Instant::now();
+                let patience = Patience::new();
                 while begin.elapsed() < SPIN / 2 + Duration::from_nanos(pause_us * 100) {
                     thread::yield_now();
                 }
@@ -375,7 +376,7 @@ mod tests {
             // Long enough for every worker to be asleep.
             thread::sleep(4 * SPIN);
             let inside = AtomicUsize::new(0);
-            let begin = Instant::now();
+            let patience = Patience::new();
             pool.with_team(|team| {
                 team.share(threads as u64, &|shares| {
                     while shares.take().is_some() {

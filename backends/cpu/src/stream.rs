@@ -14,9 +14,10 @@ use crate::error::{self, lock};
 use crate::event::{CpuEvent, EventCore};
 use crate::kernel;
 use crate::pool::{Pool, Task, Team};
+use crate::sync::{Mutex, MutexGuard};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{Arg, Binding, BufferSlice, CommandList, DeviceId, Error, Event, Kernel, Result, Scalar};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A stream as the layer's handle holds it. Dropping it leaves queued work to the pool.

@@ -10,11 +10,11 @@
 //! it takes 11 µs there and 0.3 µs here. Large launches are alike. `examples/launch_cost.rs` repeats our side.
 
 use crate::error::lock;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{Mutex, spin_loop};
 use std::cell::UnsafeCell;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::thread::{self, Thread};
 
 /// Items of one job that are still to be taken.
 pub(crate) struct Shares<'a> {
@@ -166,7 +166,7 @@ impl Slot {
         while state & HELPERS != 0 {
             looks += 1;
             if looks <= SPINS {
-                std::hint::spin_loop();
+                spin_loop();
             } else if looks <= SPINS + YIELDS {
                 thread::yield_now();
             } else {

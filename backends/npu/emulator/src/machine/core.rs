@@ -281,6 +281,14 @@ impl<'a> Core<'a> {
 
     /// A count: not negative, and so small (an operand of as many floats would fill the largest memory that a core may
     /// have) that products of two and an element's size stay far from overflow.
+    /// Refuses work that the budget cannot pay before it is done, for instructions that no memory bounds.
+    pub(super) fn afford(&self, elements: i64) -> Result<(), Fault> {
+        if elements.cast_unsigned() / 64 > self.budget {
+            return Err(Fault::Budget { budget: self.config.block_budget });
+        }
+        Ok(())
+    }
+
     pub(super) fn count(&self, field: &'static str, operand: Operand) -> Result<i64, Fault> {
         let value = self.value(operand);
         if !(0..1 << 24).contains(&value) {

@@ -349,6 +349,8 @@ impl Core<'_> {
         if rows == 0 {
             return Ok(0);
         }
+        // Rows may overlap, so they may hold more than the buffer does.
+        self.afford(rows.saturating_mul(cols))?;
         let row_bytes = cols * dtype.size() as i64;
         let span = if rows == 1 { 0 } else { stride.checked_mul(rows - 1).unwrap_or(i64::MAX) };
         if rows > 1 {

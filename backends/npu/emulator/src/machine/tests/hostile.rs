@@ -109,3 +109,16 @@ fn transfers_at_the_edge_of_the_address_space_are_errors() {
         assert!(!matches!(trap.fault, Fault::Internal { .. }), "{trap}");
     }
 }
+
+#[test]
+fn one_instruction_cannot_do_more_than_the_whole_budget() {
+    let config = MachineConfig { block_budget: 20_000, host_threads: 1, ..MachineConfig::default() };
+    let emulator = Emulator::new(config);
+    // Rows that all begin at the same place: 40,000 times 40,000 elements, of which any machine would have a few.
+    let text = ".kernel k vector\n v.reduce op=sum dtype=f16 dst=96000 src=0 cols=40000 rows=40000 row_stride=0\n halt\n.end";
+    let program = halite_npu_isa::text::assemble(text).expect("the text is a program");
+    let Err(LaunchError::Trap(trap)) = emulator.launch(&program, "k", 1, &[]) else {
+        panic!("the block must stop");
+    };
+    assert!(matches!(trap.fault, Fault::Budget { .. }), "{trap}");
+}
