@@ -24,7 +24,7 @@ library! {
         cuMemAlloc_v2: fn(*mut u64, usize) -> i32;
         cuMemFree_v2: fn(u64) -> i32;
         cuMemcpyDtoDAsync_v2: fn(u64, u64, usize, Handle) -> i32;
-        cuModuleLoadData: fn(*mut Handle, *const c_void) -> i32;
+        cuModuleLoadDataEx: fn(*mut Handle, *const c_void, u32, *mut i32, *mut *mut c_void) -> i32;
         cuModuleUnload: fn(Handle) -> i32;
         cuModuleGetFunction: fn(*mut Handle, Handle, *const c_char) -> i32;
         cuLaunchKernel: fn(
@@ -122,7 +122,9 @@ impl Driver {
         let (mut module, mut function) = (null_mut(), null_mut());
         // SAFETY: the text is terminated; results are written to variables of this function.
         unsafe {
-            check((functions.cuModuleLoadData)(&mut module, text.as_ptr().cast()), "cuModuleLoadData")?;
+            let image = text.as_ptr().cast();
+            let code = (functions.cuModuleLoadDataEx)(&mut module, image, 0, null_mut(), null_mut());
+            check(code, "cuModuleLoadDataEx")?;
             let code = (functions.cuModuleGetFunction)(&mut function, module, name.as_ptr());
             check(code, "cuModuleGetFunction")?;
         }
