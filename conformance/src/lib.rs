@@ -30,13 +30,12 @@
 //! | `model.rs` | programs of random commands, beside a model on the host |
 //! | `groups/` | the tests, one group a file |
 
-#![allow(dead_code)]
-
 #[macro_use]
 mod outcome;
 mod context;
 mod expected;
 mod groups;
+mod model;
 mod program;
 mod random;
 mod report;

@@ -254,6 +254,12 @@ impl Checked {
                 if !matches!(len, 1 | 2 | 4 | 8) {
                     return Err(Error::invalid(format!("a pattern has 1, 2, 4 or 8 bytes, got {len}")));
                 }
+                if !dst.len_bytes().is_multiple_of(len) {
+                    return Err(Error::invalid(format!(
+                        "a pattern of {len} bytes does not divide a range of {}",
+                        dst.len_bytes()
+                    )));
+                }
                 self.aligned(dst, len, || format!("a pattern of {len} bytes does not divide its range"))
             }
             RecordedCommand::Launch { kernel, grid, args } => self.launch(info, kernel, *grid, args),

@@ -456,6 +456,20 @@ fn slots_beyond_reason_are_refused_instead_of_taking_memory() {
 }
 
 #[test]
+fn recorded_fills_take_patterns_that_divide_offset_and_length() {
+    let bench = Bench::default();
+    let fill = |range| record(&bench.device, vec![RecordedCommand::Fill { dst: range, pattern: vec![0; 4] }]);
+    fill(slot(0, 4, 8)).unwrap();
+    assert_parts(&refusal("device.finish", fill(slot(0, 0, 6))), &["pattern of 4 bytes", "range of 6"]);
+    assert_parts(&refusal("device.finish", fill(slot(0, 2, 8))), &["pattern of 4 bytes", "got 2"]);
+    let memory = bench.buffer(64);
+    for (offset, len) in [(0, 7), (1, 4)] {
+        let range = RecordedRange::Fixed(memory.slice(offset, len).unwrap());
+        refusal("device.finish", fill(range));
+    }
+}
+
+#[test]
 fn an_empty_list_replays_nothing() {
     let bench = Bench::default();
     let list = record(&bench.device, Vec::new()).unwrap();

@@ -1,9 +1,21 @@
 //! The tests, one group a file.
 
+mod abi;
 mod allocation;
 mod builtin;
 mod discovery;
+mod failure;
 mod fill;
+mod honesty;
+mod launch;
+mod list;
+mod loss;
+mod openings;
+mod order;
+mod pool;
+mod random;
+mod threads;
+mod time;
 mod transfer;
 
 use crate::context::Context;
@@ -43,10 +55,22 @@ type Collect = fn(&mut Tests);
 pub(crate) fn all() -> Vec<Test> {
     let groups: &[(&'static str, Collect)] = &[
         ("discovery", discovery::tests),
+        ("abi", abi::tests),
         ("allocation", allocation::tests),
         ("transfer", transfer::tests),
         ("fill", fill::tests),
         ("builtin", builtin::tests),
+        ("launch", launch::tests),
+        ("order", order::tests),
+        ("threads", threads::tests),
+        ("failure", failure::tests),
+        ("loss", loss::tests),
+        ("pool", pool::tests),
+        ("list", list::tests),
+        ("time", time::tests),
+        ("openings", openings::tests),
+        ("honesty", honesty::tests),
+        ("random", random::tests),
     ];
     let mut tests = Tests { group: "", tests: Vec::new() };
     for (group, collect) in groups {
