@@ -3,10 +3,11 @@
 
     cargo run -p halite-ops --example kernel_texts -- FOLDER
     pip install nvidia-cuda-nvrtc-cu12
-    python3 tools/compile_kernels.py FOLDER/cu [--arch sm_80 ...] [--jobs 2]
+    python3 tools/compile_kernels.py FOLDER/cu [--arch sm_80 ...] [--jobs 2] [--sample]
 
 Every text is compiled to machine code for every architecture; each error is printed, and the exit status says whether
-there was one. NVRTC is found in the wheel, or by the system's own search.
+there was one. With --sample, generated texts take turns: each is compiled for two of the architectures. NVRTC is the file
+that HALITE_NVRTC_LIBRARY names, or is found in the wheel, or by the system's own search.
 """
 
 import argparse
@@ -21,11 +22,16 @@ import sys
 # Features that a text may need, and the first architecture that has them; one of a single architecture is its name.
 SINCE = {"tensor-cores": 75, "bf16": 80}
 
+# Functions that are generated, and not written by hand.
+GENERATED = ("elementwise_", "reduce_")
+
 ARCHITECTURES = ["sm_75", "sm_80", "sm_87", "sm_89", "sm_90a", "sm_100"]
 
 
 def find_nvrtc():
     """The path of NVRTC's library."""
+    if named := os.environ.get("HALITE_NVRTC_LIBRARY"):
+        return named
     package = importlib.util.find_spec("nvidia")
     for folder in package.submodule_search_locations if package else []:
         for name in ("cuda_nvrtc/lib/libnvrtc.so.*", "cu*/lib/libnvrtc.so.*"):
@@ -110,17 +116,21 @@ def main():
     parser.add_argument("folder", help="with index.tsv, as the example kernel_texts writes it")
     parser.add_argument("--arch", action="append", help="default: " + " ".join(ARCHITECTURES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--sample", action="store_true", help="generated texts for two architectures each")
     parser.add_argument("--match", default="", help="only texts whose name contains this")
     arguments = parser.parse_args()
 
     with open(os.path.join(arguments.folder, "index.tsv"), encoding="utf-8") as index:
         texts = [line.rstrip("\n").split("\t") for line in index]
     architectures = arguments.arch or ARCHITECTURES
+    texts = [text for text in texts if arguments.match in text[0]]
     jobs = [
         (arguments.folder, file, options, architecture)
-        for architecture in architectures
-        for file, _, options, _, requires in texts
-        if arguments.match in file and all(has(architecture, feature) for feature in requires.split(",") if feature)
+        for turn, architecture in enumerate(architectures)
+        for number, (file, entry, options, _, requires) in enumerate(texts)
+        if all(has(architecture, feature) for feature in requires.split(",") if feature)
+        if not (arguments.sample and entry.startswith(GENERATED))
+        or turn in (number % len(architectures), (number + 1) % len(architectures))
     ]
     if not jobs:
         sys.exit(f"{arguments.folder} lists no kernel to compile")

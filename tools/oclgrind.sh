@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs the GPU kernels on Oclgrind, which looks for data races, accesses out of bounds, uninitialised reads and wrong
-# calls. Fails if a test fails or anything is reported.
+# calls. Fails if a test fails, if anything is reported, or if a kind of kernel was not launched.
 #
 #   tools/oclgrind.sh [FILTER]      # of the tests in ops/src/kernels/gpu; Debian: apt-get install oclgrind
+#
+# With a filter, what was not launched is no failure.
 #
 # NOTE: Oclgrind 21.10 knows neither the freeze instruction nor noalias scopes, which optimised code has, so nothing is
 # optimised; binaries of other runs must not be taken from the cache; and its launcher replaces a library that this
@@ -17,11 +19,15 @@ if [ ! -e "$library" ]; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/launched"
 
-export HALITE_OPENCL_LIBRARY="$library" HALITE_REQUIRE_OPENCL=1 HALITE_CACHE_DIR="$work/cache"
-export OCLGRIND_DATA_RACES=1 OCLGRIND_CHECK_API=1 OCLGRIND_UNINITIALIZED=1 OCLGRIND_LOG="$work/log"
-export OCLGRIND_BUILD_OPTIONS=-cl-opt-disable
-cargo test --locked -p halite-ops --lib -- "kernels::gpu::tests::${1:-}" --test-threads 1
+(
+    export HALITE_OPENCL_LIBRARY="$library" HALITE_REQUIRE_OPENCL=1 HALITE_CACHE_DIR="$work/cache"
+    export HALITE_LAUNCHED_TEXTS="$work/launched"
+    export OCLGRIND_DATA_RACES=1 OCLGRIND_CHECK_API=1 OCLGRIND_UNINITIALIZED=1 OCLGRIND_LOG="$work/log"
+    export OCLGRIND_BUILD_OPTIONS=-cl-opt-disable
+    cargo test --locked -p halite-ops --lib -- "kernels::gpu::tests::${1:-}" --test-threads 1
+)
 
 if [ -s "$work/log" ]; then
     cat "$work/log"
@@ -29,3 +35,8 @@ if [ -s "$work/log" ]; then
     exit 1
 fi
 echo "Oclgrind reports nothing"
+
+if [ -z "${1:-}" ]; then
+    cargo run --locked --quiet -p halite-ops --example kernel_texts -- "$work/texts"
+    python3 tools/kernel_families.py "$work/texts/cl" "$work/launched"
+fi

@@ -19,7 +19,8 @@ fn strategies() -> Vec<(&'static str, Parameters)> {
         ("plain", sizes().with_threads([16])),
         ("tiled", sizes().with_tile([16, 32, 8]).with_threads([8, 4]).with_stages(1)),
         ("tiled", sizes().with_tile([8, 16, 4]).with_threads([4, 4])),
-        ("tiled", sizes().with_tile([6, 12, 5]).with_threads([4, 2]).with_stages(1).with_split_k(3)),
+        ("tiled", sizes().with_tile([16, 16, 4]).with_threads([4, 4])),
+        ("tiled", sizes().with_tile([6, 16, 5]).with_threads([4, 2]).with_stages(1).with_split_k(3)),
         ("packed", sizes().with_tile([8, 32])),
         ("packed", sizes().with_tile([3, 8]).with_threads([4])),
     ]
@@ -429,4 +430,19 @@ fn convolutions_and_both_gradients_agree_with_f64_by_every_strategy() {
             check_conv(runner, g, dtype, name, &parameters);
         }
     }
+}
+
+#[test]
+fn convolutions_of_other_dtypes_and_long_sums_agree_with_f64() {
+    let Some(runner) = runner() else { return };
+    let small = geometry([1, 2, 3, 1], &[5, 4], &[2, 3], &[1, 1], &[1, 1], &[[1, 0], [0, 1]]);
+    // The derivative with respect to the filter sums over images and outputs.
+    let long = geometry([2, 1, 2, 1], &[18, 18], &[2, 2], &[1, 1], &[1, 1], &[[0, 0], [0, 0]]);
+    let packed = Parameters::default().with_tile([8, 32]);
+    let tiled = Parameters::default().with_tile([8, 16, 8]).with_threads([8, 4]).with_split_k(4);
+    check_conv(runner, &small, DType::F16, "packed", &packed);
+    if runner.has_f64() {
+        check_conv(runner, &small, DType::F64, "packed", &packed);
+    }
+    check_conv(runner, &long, DType::F32, "tiled", &tiled.with_stages(1));
 }

@@ -1,7 +1,7 @@
 //! Random programs over random views against the reference interpreter, bit by bit.
 
 use super::{Runner, runner};
-use crate::cluster::{Cluster, Step, StepOp, View};
+use crate::cluster::{BinaryOp, Cluster, CompareOp, Literal, Step, StepOp, UnaryOp, View};
 use crate::kernels::cpu::elementwise::reference::{float, interpret, read};
 use crate::kernels::cpu::elementwise::tests::{random_cluster, random_memory, random_shape};
 use crate::kernels::cpu::harness::{Memory, Random};
@@ -117,6 +117,74 @@ fn outputs_may_be_the_memory_of_inputs_that_are_read_in_order() {
         check(runner, seed, &cluster, &inputs, &aliases);
     }
     assert!(aliased > 5, "only {aliased} outputs were updated in place");
+}
+
+/// Units in the last place that OpenCL C 1.2 leaves the functions of f32 and f64 (section 7.4; `pow` has the most).
+const FUNCTION_ULP: f64 = 16.0;
+
+#[test]
+fn every_function_of_every_dtype_is_as_close_as_its_language_says() {
+    let Some(runner) = runner() else { return };
+    let mut random = Random::new(12);
+    let n = 37;
+    for dtype in dtypes(runner) {
+        let mut operand = |low: f64, high: f64| {
+            let value = |random: &mut Random| low + (high - low) * (f64::from(random.unit()) + 1.0) / 2.0;
+            let bytes = (0..n).flat_map(|_| {
+                let bits = Literal::new(dtype, value(&mut random)).bits;
+                bits.to_le_bytes()[..dtype.size()].to_vec()
+            });
+            (TensorType::new(dtype, &[n]), Memory::new(&bytes.collect::<Vec<u8>>()))
+        };
+        let inputs = if dtype.is_float() {
+            [operand(0.1, 4.0), operand(0.5, 3.0)]
+        } else {
+            [operand(-90.0, 120.0), operand(-3.0, 9.0)]
+        };
+        let mut cluster = Cluster::copy(&[n], View::contiguous(dtype, &[n]));
+        cluster.inputs.push(View::contiguous(dtype, &[n]));
+        cluster.steps.push(Step { op: StepOp::Load(1), dtype });
+        let same_size = DType::ALL.into_iter().filter(|to| to.size() == dtype.size());
+        let unary = UnaryOp::ALL.into_iter().filter(|op| op.accepts(dtype)).map(|op| StepOp::Unary(op, 0));
+        let binary =
+            BinaryOp::ALL.into_iter().filter(|op| op.accepts(dtype)).map(|op| StepOp::Binary(op, 0, 1));
+        let own = unary.chain(binary).map(|op| Step { op, dtype });
+        let compare = CompareOp::ALL.map(|op| Step { op: StepOp::Compare(op, 0, 1), dtype: DType::Bool });
+        let bitcast = same_size.map(|to| Step { op: StepOp::Bitcast(0), dtype: to });
+        let steps: Vec<Step> = own.chain(compare).chain(bitcast).collect();
+        // All outputs of one kernel would be more arguments than a device takes.
+        for part in steps.chunks(20) {
+            let mut cluster = cluster.clone();
+            cluster.steps.extend(part);
+            cluster.outputs = (2..cluster.steps.len() as u32).collect();
+            let expected = interpret(&cluster, &[inputs[0].1.bytes(), inputs[1].1.bytes()], &SCALARS);
+            let outputs: Vec<TensorType> =
+                (0..part.len()).map(|n| TensorType::new(cluster.output_dtype(n), &[37])).collect();
+            let op = KernelOp::Elementwise(cluster.clone());
+            let got = runner.run("generated", &sizes(1), &op, &inputs, &outputs).expect("it is served");
+            for (step, (got, expected)) in part.iter().zip(got.iter().zip(&expected)) {
+                for (point, &expected) in expected.iter().enumerate() {
+                    let got = read(got.bytes(), step.dtype, point);
+                    let is_close = || {
+                        let (got, expected) = (float(step.dtype, got), float(step.dtype, expected));
+                        let ulp = match step.dtype {
+                            DType::F16 => 2f64.powi(-10),
+                            DType::BF16 => 2f64.powi(-7),
+                            DType::F32 => 2f64.powi(-23),
+                            _ => 2f64.powi(-52),
+                        };
+                        got.is_nan() && expected.is_nan()
+                            || (got - expected).abs() <= FUNCTION_ULP * ulp * expected.abs()
+                    };
+                    assert!(
+                        got == expected || step.dtype.is_float() && is_close(),
+                        "{:?} of {dtype} at {point} is {got:#x}, expected {expected:#x}",
+                        step.op
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

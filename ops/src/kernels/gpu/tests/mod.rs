@@ -14,14 +14,19 @@ mod tensor_cores;
 use super::{Language, variants};
 use crate::kernels::cpu::harness::Memory;
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType, Unservable};
-use halite_hal::{Arg, Buffer, Device, DeviceInfo, MemoryKind, Registry, Scalar};
+use halite_hal::{Arg, Buffer, Device, DeviceInfo, KernelSource, MemoryKind, Registry, Scalar};
 use halite_opencl::OpenClBackend;
 use halite_profiles::Parameters;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Set to 1 where a missing device is a failure and no reason to skip.
 const REQUIRED: &str = "HALITE_REQUIRE_OPENCL";
+
+/// Names a folder for the text of every kernel that is launched, for `tools/kernel_families.py`.
+const LAUNCHED: &str = "HALITE_LAUNCHED_TEXTS";
 
 /// An opened device that runs what a variant answers. A thread of its own uses it, since not every driver lets several
 /// threads take turns (Oclgrind's check for uninitialised memory does not).
@@ -161,6 +166,7 @@ fn execute(
     }
     let workspace = device.allocate(lowered.workspace_bytes, MemoryKind::Device)?;
     for launch in &lowered.launches {
+        keep(&launch.source);
         let kernel = device.load(&launch.source)?;
         let mut args: Vec<Arg> = Vec::new();
         for arg in &launch.args {
@@ -181,4 +187,15 @@ fn execute(
         results.push(memory);
     }
     Ok(results)
+}
+
+/// Writes a kernel's text where it is asked for.
+fn keep(source: &KernelSource) {
+    if let (KernelSource::Text { source, entry, .. }, Some(folder)) = (source, std::env::var_os(LAUNCHED)) {
+        let mut hasher = DefaultHasher::new();
+        source.hash(&mut hasher);
+        let file = PathBuf::from(folder).join(format!("{entry}.{:016x}.cl", hasher.finish()));
+        std::fs::write(&file, source.as_bytes())
+            .unwrap_or_else(|error| panic!("{LAUNCHED}: cannot write '{}': {error}", file.display()));
+    }
 }

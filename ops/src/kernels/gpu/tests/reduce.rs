@@ -143,6 +143,18 @@ fn halves_are_summed_in_f32() {
 }
 
 #[test]
+fn the_place_of_the_largest_square_is_found_among_halves() {
+    let Some(runner) = runner() else { return };
+    let mut random = Random::new(2);
+    for dtype in [DType::F16, DType::BF16] {
+        let input = [(TensorType::new(dtype, &[3, 67]), near_one(&mut random, dtype, 3 * 67))];
+        let view = View::contiguous(dtype, &[3, 67]);
+        let reduction = of_view(ReduceKind::ArgMax, &[3, 67], 1, view, true);
+        check(runner, &sizes()[0], &reduction, &input, dtype.name());
+    }
+}
+
+#[test]
 fn the_first_nan_is_the_largest() {
     let Some(runner) = runner() else { return };
     let x = [1.0f32, 9.0, f32::NAN, 3.0, f32::NAN, f32::INFINITY];
