@@ -11,6 +11,7 @@ use halite::cli::profile::{EffectiveProfile, ProfileArgs, ProfileCommand, Profil
 use halite::cli::select::{position_of, select_devices};
 use halite::cli::selftest as cli_selftest;
 use halite::cli::selftest::{SelftestArgs, SelftestProgress};
+use halite::cli::trace::{self as cli_trace, ReadError, TraceArgs};
 use halite::cli::tune as cli_tune;
 use halite::cli::tune::{TuneArgs, TuneProgress};
 use halite::cli::{Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, UsageError, output};
@@ -43,6 +44,12 @@ impl From<halite::Error> for Stop {
     }
 }
 
+impl From<ReadError> for Stop {
+    fn from(error: ReadError) -> Self {
+        Self { message: error.to_string(), code: EXIT_USAGE }
+    }
+}
+
 impl From<std::io::Error> for Stop {
     fn from(error: std::io::Error) -> Self {
         Self { message: error.to_string(), code: EXIT_FAILURE }
@@ -59,8 +66,14 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<u8, Stop> {
-    let session = Session::builder().plugins(cli.plugins().iter().cloned()).build()?;
-    match cli.into_command() {
+    let plugins = cli.plugins().to_vec();
+    let command = cli.into_command();
+    // Needs no device, and must work whatever the environment says about devices.
+    if let Command::Trace(args) = &command {
+        return trace(args);
+    }
+    let session = Session::builder().plugins(plugins).build()?;
+    match command {
         Command::Conformance(args) => conformance(&session, &args),
         Command::Demo(args) => demo(&session, &args),
         Command::Devices(args) => list_devices(&session, &args),
@@ -243,6 +256,25 @@ fn conformance(session: &Session, args: &ConformanceArgs) -> Result<u8, Stop> {
     output::print(&text)?;
     let succeeded = reports.iter().all(halite::conformance::Report::succeeded);
     Ok(if succeeded { EXIT_SUCCESS } else { EXIT_FAILURE })
+}
+
+fn trace(args: &TraceArgs) -> Result<u8, Stop> {
+    let summary = cli_trace::summarize(&args.file)?;
+    let text = if args.json {
+        format!("{}\n", summary.to_json())
+    } else {
+        summary.to_table(args.top, output::columns())
+    };
+    output::print(&text)?;
+    if let Some(path) = &args.report {
+        let page = cli_trace::page(&args.file, &summary)?;
+        std::fs::write(path, page).map_err(|error| Stop {
+            message: format!("cannot write the report to '{}': {error}", path.display()),
+            code: EXIT_FAILURE,
+        })?;
+        eprintln!("report written to {}", path.display());
+    }
+    Ok(EXIT_SUCCESS)
 }
 
 fn tune(session: &Session, args: &TuneArgs) -> Result<u8, Stop> {

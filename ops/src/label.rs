@@ -16,7 +16,6 @@ pub(crate) fn unit_label(
     fallback_reason: Option<&str>,
 ) -> Label {
     let mut label = Label::new(op_name(op))
-        .with("op", op.name())
         .with("inputs", types(inputs))
         .with("outputs", types(outputs))
         .with("variant", variant);
@@ -152,7 +151,6 @@ mod tests {
         assert_eq!(
             details,
             [
-                ("op", "dot_general"),
                 ("inputs", "f32[4,3] f32[3,2]"),
                 ("outputs", "f32[]"),
                 ("variant", "tiled"),

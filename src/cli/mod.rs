@@ -11,6 +11,7 @@ pub mod output;
 pub mod profile;
 pub mod select;
 pub mod selftest;
+pub mod trace;
 pub mod tune;
 
 use clap::error::ErrorKind;
@@ -55,6 +56,8 @@ pub enum Command {
     Profile(profile::ProfileArgs),
     /// Check that devices compute what they should
     Selftest(selftest::SelftestArgs),
+    /// Add up what a file of the layer 'trace' says
+    Trace(trace::TraceArgs),
     /// Find the fastest kernels of a device, and write a profile that chooses them
     Tune(tune::TuneArgs),
 }
@@ -74,6 +77,7 @@ impl Cli {
             Some(Command::Devices(devices)) => &devices.plugins,
             Some(Command::Profile(profile)) => profile.plugins(),
             Some(Command::Selftest(selftest)) => &selftest.plugins,
+            Some(Command::Trace(_)) => &[],
             Some(Command::Tune(tune)) => &tune.plugins,
         }
     }

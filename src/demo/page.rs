@@ -36,7 +36,7 @@ pub fn html(report: &DemoReport, digits: &Digits, settings: &[(&str, String)]) -
 }
 
 /// Text as HTML shows it literally, also within a quoted attribute.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How often the thread looks for work that is over.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(20);
 /// How long work that is still under way when everything was dropped may take before it is written untimed.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Notes of host threads that the writing thread has not taken yet; beyond, notes are counted and lost.

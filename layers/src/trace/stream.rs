@@ -62,8 +62,9 @@ impl TraceStream {
     fn enqueue_write(&self, bytes: u64, call: impl FnOnce() -> Result<()>) -> Result<()> {
         let at = Instant::now();
         let mut pending = self.track.pending();
-        let is_on_the_spot = bytes <= SHORT_WRITE_BYTES && pending.may_be_idle();
         call()?;
+        // Looked at behind the call: if all before is over now, the copy is done, or about to be.
+        let is_on_the_spot = bytes <= SHORT_WRITE_BYTES && pending.may_be_idle();
         let end = if is_on_the_spot {
             End::Host(Instant::now())
         } else {
@@ -137,9 +138,10 @@ impl driver::Stream for TraceStream {
         self.inner.write_blocking(dst, src)?;
         let returned = Instant::now();
         let mut pending = self.track.pending();
-        let end = match self.mark(&pending) {
-            Some(event) if dst.len_bytes() > SHORT_WRITE_BYTES => End::Event(event),
-            _ => End::Host(returned),
+        let end = if dst.len_bytes() > SHORT_WRITE_BYTES {
+            self.mark(&pending).map_or(End::Host(returned), End::Event)
+        } else {
+            End::Host(returned)
         };
         pending.push(Entry { at, work: transfer("write", dst.len_bytes()), begin: None, end });
         drop(pending);
