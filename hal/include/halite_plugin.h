@@ -30,14 +30,17 @@
  * Threads
  *   Every function may be called from any thread, several at once, on several devices and on one. The host
  *   never uses a handle while it gives it back, and never makes two calls that enqueue on the same stream at
- *   once. The library is never unloaded; do not tear down in static destructors.
+ *   once. The library is never unloaded; do not tear down in static destructors. Neither exceptions nor panics may
+ *   leave a function: the host cannot catch them.
  *
  * Blocking
  *   Only these may wait for the device's work: stream_synchronize, event_wait, device_close. These may take
  *   long for other reasons (a driver, a compiler): device_count, device_info, device_open, memory_alloc,
  *   memory_free, stream_create, program_load, builtin_prepare. All others return at once; in particular,
  *   enqueueing never waits for earlier work. Work may be done inside of the call that enqueues it when nothing is
- *   before it, as on a device without queues.
+ *   before it, as on a device without queues. A plugin that takes longer than a limit of the host's (60 seconds) for
+ *   its entry, device_count, device_info or device_open, or to come back from a wait after its timeout, is not
+ *   called again: its devices are lost.
  *
  * Completion and failure
  *   A stream runs its work in order. Streams are ordered against each other by events alone.
@@ -128,7 +131,8 @@ typedef struct halite_host {
     uint64_t struct_size;
     uint32_t abi_major;
     uint32_t abi_minor;
-    /* Passes a line to the host's log; may be NULL. Level: 1 error, 2 warning, 3 information, 4 debug, 5 trace. */
+    /* Passes a line to the host's log, at any time and from any thread; may be NULL. Level: 1 error, 2 warning,
+     * 3 information, 4 debug, 5 trace. */
     void (*log)(uint32_t level, const char *text);
 } halite_host;
 
@@ -149,7 +153,7 @@ typedef struct halite_device_info {
     char name[128];
     char vendor[64];
     char driver_version[64];
-    uint64_t memory_bytes;           /* that kernels can use */
+    uint64_t memory_bytes;           /* that kernels can use; at most 2^56 */
     uint64_t max_allocation_bytes;   /* largest single allocation */
     uint64_t offset_alignment_bytes; /* of every non-empty range of an argument; a power of two, 1 for any */
     uint64_t dtype_mask;             /* element types that kernels load and store */
@@ -189,7 +193,8 @@ typedef struct halite_range {
 } halite_range;
 
 /* A dense operand of a built-in. Strides count elements; 0 repeats, negative ones walk backwards. Rank 0 is one
- * element. Element (i, j, ...) lies at byte range.offset + (i * strides[0] + j * strides[1] + ...) * size. */
+ * element. Element (i, j, ...) lies at byte range.offset + (i * strides[0] + j * strides[1] + ...) * size. Every
+ * element lies inside of the range that the operand gets; where one would not, builtin_enqueue refuses. */
 typedef struct halite_operand {
     uint64_t struct_size;
     uint32_t dtype;
@@ -333,7 +338,7 @@ typedef struct halite_plugin {
 
     /* Optional, in any plugin. */
 
-    /* Device time between two events that are over. */
+    /* Device time between two events that are over. INVALID_ARGUMENT in the other order. */
     halite_status (*event_elapsed)(halite_event earlier, halite_event later, uint64_t *nanoseconds,
                                    halite_error *error);
     /* Forgets the failure of a stream, which is idle. Without it, the host makes a new stream. */

@@ -1,6 +1,7 @@
 //! The plugin's functions with checked results. Handles come from the types that own them (`DeviceShared`,
 //! `DeviceMemory`, `RawStream`, `EventShared`, the kernels), so they are alive and of this plugin.
 
+use crate::boundary::{Boundary, Out, Unwinding};
 use crate::error::Report;
 use crate::library::Library;
 use crate::options::Options;
@@ -11,6 +12,7 @@ use halite_hal::plugin::{
 use halite_hal::{Error, Result};
 use std::ffi::{CStr, c_void};
 use std::ptr;
+use std::time::Duration;
 
 /// More devices than any machine has; a larger count is a lie.
 const MAX_DEVICES: u32 = 1024;
@@ -32,53 +34,81 @@ macro_rules! call {
     };
     ($library:expr, $function:ident($($argument:expr),*), $report:expr) => {{
         let library: &Library = $library;
-        let function = library.table.$function.ok_or_else(|| lacks(library, stringify!($function)))?;
+        library.check_usable()?;
+        let function = library.table.$function.ok_or_else(|| lacks(library, stringify!($function)))?.unwinding();
         let mut report = $report;
+        let boundary = Boundary::enter(&library.path, stringify!($function));
         // SAFETY: the function has the header's type (see `Library::read_table`); pointers lead to locals of the caller
         // that outlive the call, or are what its own safety comment says; handles are alive (see the module's doc).
         let status = unsafe { function($($argument,)* report.as_mut_ptr()) };
+        boundary.leave();
         report.check(status, stringify!($function))
     }};
 }
 
-/// Gives a handle back; such functions cannot fail.
+/// Gives a handle back; such functions cannot fail. A plugin that is not to be called any more keeps its own.
 macro_rules! give_back {
-    ($library:expr, $function:ident($($argument:expr),*)) => {
-        if let Some(function) = $library.table.$function {
+    ($library:expr, $function:ident($($argument:expr),*)) => {{
+        let library: &Library = $library;
+        if let (Some(function), Ok(())) = (library.table.$function, library.check_usable()) {
+            let function = function.unwinding();
+            let boundary = Boundary::enter(&library.path, stringify!($function));
             // SAFETY: the owner of the handle calls this once, when it is dropped.
-            unsafe { function($($argument),*) }
+            unsafe { function($($argument),*) };
+            boundary.leave();
         }
-    };
+    }};
 }
 
 impl Library {
-    pub(crate) fn device_count(&self) -> Result<u32> {
-        let mut count = 0;
-        call!(self, device_count(&mut count))?;
+    pub(crate) fn device_count(&'static self, limit: Duration) -> Result<u32> {
+        let count = self.watch("device_count", limit, move || {
+            let mut count = 0;
+            call!(self, device_count(&mut count))?;
+            Ok(count)
+        })?;
         if count > MAX_DEVICES {
             return Err(self.breach(format_args!("claims {count} devices")));
         }
         Ok(count)
     }
 
-    pub(crate) fn device_info(&self, index: u32, options: &Options) -> Result<DeviceInfo> {
-        let mut info = DeviceInfo::sized();
-        let answer =
-            options.pass(|count, options| call!(self, device_info(index, count, options, &mut info)));
-        answer.map_err(|error| options.refused_by(&self.path, error))?;
-        self.same_size(info.struct_size, DeviceInfo::sized().struct_size, "device_info")?;
-        Ok(info)
+    pub(crate) fn device_info(
+        &'static self,
+        index: u32,
+        options: &Options,
+        limit: Duration,
+    ) -> Result<DeviceInfo> {
+        let own = options.clone();
+        let answer = self.watch("device_info", limit, move || {
+            let mut info = Out::new(DeviceInfo::sized());
+            let pointer = info.as_mut_ptr();
+            let answer = own.pass(|count, options| call!(self, device_info(index, count, options, pointer)));
+            Ok(answer.map(|()| info))
+        })?;
+        let info = answer.map_err(|error| options.refused_by(&self.path, error))?;
+        self.written(&info, "device_info")
     }
 
-    pub(crate) fn device_open(&self, index: u32, options: &Options) -> Result<DeviceHandle> {
-        let mut handle = 0;
-        let answer =
-            options.pass(|count, options| call!(self, device_open(index, count, options, &mut handle)));
-        answer.map_err(|error| options.refused_by(&self.path, error))?;
-        self.not_zero(handle, "device_open")
+    pub(crate) fn device_open(
+        &'static self,
+        index: u32,
+        options: &Options,
+        limit: Duration,
+    ) -> Result<DeviceHandle> {
+        let own = options.clone();
+        let answer = self.watch("device_open", limit, move || {
+            let mut handle = 0;
+            let answer =
+                own.pass(|count, options| call!(self, device_open(index, count, options, &mut handle)));
+            Ok(answer.map(|()| handle))
+        })?;
+        let handle = answer.map_err(|error| options.refused_by(&self.path, error))?;
+        self.fresh(self.opened.add(self.not_zero(handle, "device_open")?), handle, "device_open")
     }
 
     pub(crate) fn device_close(&self, device: DeviceHandle) {
+        self.opened.remove(device);
         give_back!(self, device_close(device));
     }
 
@@ -105,8 +135,12 @@ impl Library {
     }
 
     pub(crate) fn memory_info(&self, device: DeviceHandle) -> Result<MemoryInfo> {
-        let mut info = MemoryInfo::sized();
-        call!(self, memory_info(device, &mut info))?;
+        let mut info = Out::new(MemoryInfo::sized());
+        call!(self, memory_info(device, info.as_mut_ptr()))?;
+        let info = self.written(&info, "memory_info")?;
+        if info.total_bytes == 0 {
+            return Err(self.breach("reports a memory of 0 bytes in memory_info"));
+        }
         Ok(info)
     }
 
@@ -225,6 +259,10 @@ impl Library {
     pub(crate) fn event_elapsed(&self, earlier: EventHandle, later: EventHandle) -> Result<u64> {
         let mut nanoseconds = 0;
         call!(self, event_elapsed(earlier, later, &mut nanoseconds))?;
+        // A clock that runs backwards gives a negative difference, which is a huge number here.
+        if nanoseconds > i64::MAX as u64 {
+            return Err(self.breach(format_args!("reports {nanoseconds} nanoseconds between two events")));
+        }
         Ok(nanoseconds)
     }
 
@@ -282,15 +320,16 @@ impl Library {
         if self.table.kernel_info.is_none() || self.table.kernel_argument.is_none() {
             return Ok(None);
         }
-        let mut info = KernelInfo::sized();
-        call!(self, kernel_info(kernel, &mut info))?;
+        let mut info = Out::new(KernelInfo::sized());
+        call!(self, kernel_info(kernel, info.as_mut_ptr()))?;
+        let info = self.written(&info, "kernel_info")?;
         if info.argument_count > u32::from(u16::MAX) {
             return Err(self.breach(format_args!("claims a kernel with {} arguments", info.argument_count)));
         }
         let argument = |index| {
-            let mut argument = ArgumentInfo::sized();
-            call!(self, kernel_argument(kernel, index, &mut argument))?;
-            Ok(argument)
+            let mut argument = Out::new(ArgumentInfo::sized());
+            call!(self, kernel_argument(kernel, index, argument.as_mut_ptr()))?;
+            self.written(&argument, "kernel_argument")
         };
         let arguments: Result<_> = (0..info.argument_count).map(argument).collect();
         Ok(Some((info, arguments?)))
@@ -309,17 +348,21 @@ impl Library {
     }
 
     /// Runs a call that reports a completion beside its own status.
-    fn completion<F: Copy>(
+    fn completion<F: Unwinding>(
         &self,
         name: &'static str,
         function: Option<F>,
-        run: impl FnOnce(F, *mut Completion, *mut plugin::Error) -> plugin::Status,
+        run: impl FnOnce(F::Pointer, *mut Completion, *mut plugin::Error) -> plugin::Status,
     ) -> Result<Progress> {
-        let function = function.ok_or_else(|| lacks(self, name))?;
-        let mut completion = Completion::sized();
+        self.check_usable()?;
+        let function = function.ok_or_else(|| lacks(self, name))?.unwinding();
+        let mut completion = Out::new(Completion::sized());
         let mut report = Report::line();
-        let status = run(function, &mut completion, report.as_mut_ptr());
+        let boundary = Boundary::enter(&self.path, name);
+        let status = run(function, completion.as_mut_ptr(), report.as_mut_ptr());
+        boundary.leave();
         report.check(status, name)?;
+        let completion = self.written(&completion, name)?;
         match completion.state {
             plugin::COMPLETION_PENDING => Ok(Progress::Pending),
             plugin::COMPLETION_DONE => Ok(Progress::Done),
@@ -337,11 +380,17 @@ impl Library {
         if handle == 0 { Err(self.breach(format_args!("returns no handle from {call}"))) } else { Ok(handle) }
     }
 
-    fn same_size(&self, got: u64, expected: u64, call: &str) -> Result<()> {
-        if got == expected {
-            return Ok(());
+    /// A structure that the plugin has filled in.
+    fn written<T: Copy>(&self, out: &Out<T>, call: &str) -> Result<T> {
+        out.checked().map_err(|what| self.breach(format_args!("{what} of {call}")))
+    }
+
+    /// Passes a handle on that is not out already; one that is belongs to its first owner.
+    pub(crate) fn fresh(&self, is_new: bool, handle: u64, call: &str) -> Result<u64> {
+        if is_new {
+            return Ok(handle);
         }
-        Err(self.breach(format_args!("sets struct_size to {got} in the {expected} bytes of {call}")))
+        Err(self.breach(format_args!("returns a handle from {call} that it has not got back yet")))
     }
 }
 

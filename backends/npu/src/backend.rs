@@ -9,6 +9,10 @@ use crate::search::Search;
 use halite_hal::{Device, DeviceId, DeviceInfo, Error, ErrorKind, MemoryKind, Result, driver, plugin};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a plugin may take to load, to describe or open a device, or to come back after the limit of a wait.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 
 const NAME: &str = "npu";
 
@@ -23,6 +27,7 @@ pub struct NpuBackend {
     /// Added to those in `HALITE_NPU_OPTIONS`.
     options: Vec<(String, String)>,
     reads_environment: bool,
+    pub(crate) call_limit: Duration,
 }
 
 impl Default for NpuBackend {
@@ -70,7 +75,7 @@ impl NpuBackend {
     }
 
     fn with(search: Search) -> Self {
-        Self { search, options: Vec::new(), reads_environment: true }
+        Self { search, options: Vec::new(), reads_environment: true, call_limit: CALL_LIMIT }
     }
 
     /// Leaves `HALITE_PLUGIN_PATH` and `HALITE_NPU_OPTIONS` aside: only what is named here counts, and, for
@@ -90,6 +95,16 @@ impl NpuBackend {
     #[must_use]
     pub fn with_option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.push((key.into(), value.into()));
+        self
+    }
+
+    /// How long a plugin may take for each call that probing and opening need, and to come back from a wait whose time
+    /// limit has passed; 60 seconds without this.
+    ///
+    /// A plugin that takes longer is not called again by this process: its devices are lost.
+    #[must_use]
+    pub fn with_call_limit(mut self, limit: Duration) -> Self {
+        self.call_limit = limit;
         self
     }
 
@@ -115,7 +130,7 @@ impl NpuBackend {
         let mut libraries: Vec<&'static Library> = Vec::new();
         let mut failures = Vec::new();
         for candidate in &found.candidates {
-            match Library::load(candidate) {
+            match Library::load(candidate, self.call_limit) {
                 // Two names of one file are one plugin.
                 Ok(library) if libraries.iter().any(|own| std::ptr::eq(*own, library)) => {}
                 Ok(library) => libraries.push(library),
@@ -153,7 +168,7 @@ impl NpuBackend {
         let libraries = self.libraries()?;
         for library in &libraries {
             let first = devices.len() as u32;
-            match describe_devices(library, first, &options) {
+            match describe_devices(library, first, &options, self.call_limit) {
                 Ok(infos) => {
                     devices.extend(infos.into_iter().zip(0..).map(|(info, local)| (*library, local, info)))
                 }
@@ -179,12 +194,17 @@ impl NpuBackend {
 }
 
 /// What a plugin's devices are, numbered from `first`.
-fn describe_devices(library: &Library, first: u32, options: &Options) -> Result<Vec<DeviceInfo>> {
+fn describe_devices(
+    library: &'static Library,
+    first: u32,
+    options: &Options,
+    limit: Duration,
+) -> Result<Vec<DeviceInfo>> {
     let describe = |local| {
         let id = DeviceId::new(NAME, first + local);
-        device::describe(library, id, &library.device_info(local, options)?)
+        device::describe(library, id, &library.device_info(local, options, limit)?)
     };
-    (0..library.device_count()?).map(describe).collect()
+    (0..library.device_count(limit)?).map(describe).collect()
 }
 
 impl driver::Backend for NpuBackend {
@@ -198,7 +218,7 @@ impl driver::Backend for NpuBackend {
 
     fn open(&self, index: u32) -> Result<Device> {
         let (library, local, info) = self.find(index)?;
-        device::open(library, local, info.id, &self.options()?)
+        device::open(library, local, info.id, &self.options()?, self.call_limit)
     }
 }
 

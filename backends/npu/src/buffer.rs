@@ -7,19 +7,28 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// What `halite_plugin.h` demands of every allocation.
+const MIN_ALIGNMENT_BYTES: u64 = 64;
+
 /// Frees its memory when dropped; by then no enqueued work holds a handle to the buffer any more.
 pub(crate) struct DeviceMemory {
     pub(crate) device: Arc<DeviceShared>,
     /// 0 for a buffer of zero bytes, of which the plugin knows nothing.
     pub(crate) handle: MemoryHandle,
     len_bytes: u64,
+    /// The host's address of it, if the host may use it.
+    mapped_at: Option<u64>,
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         self.device.used_bytes.fetch_sub(self.len_bytes, Ordering::Relaxed);
         self.device.buffers.fetch_sub(1, Ordering::Relaxed);
+        if let Some(start) = self.mapped_at {
+            self.device.host_ranges.remove(start);
+        }
         if self.handle != 0 {
+            self.device.memory_handles.remove(self.handle);
             self.device.library.memory_free(self.device.handle, self.handle);
         }
     }
@@ -39,9 +48,10 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
     let (handle, host) = if len_bytes == 0 { (0, None) } else { allocate_bytes(device, len_bytes, code)? };
     device.used_bytes.fetch_add(len_bytes, Ordering::Relaxed);
     device.buffers.fetch_add(1, Ordering::Relaxed);
-    let memory = DeviceMemory { device: device.clone(), handle, len_bytes };
-    if len_bytes > 0 && code != plugin::MEMORY_DEVICE && host.is_none() {
-        return Err(device.library.breach("gives host-visible memory without an address"));
+    // From here on, dropping it frees the memory.
+    let mut memory = DeviceMemory { device: device.clone(), handle, len_bytes, mapped_at: None };
+    if len_bytes > 0 && code != plugin::MEMORY_DEVICE {
+        memory.mapped_at = Some(check_address(device, host, len_bytes)?);
     }
     Ok(Buffer::new(device.info.id.clone(), kind, len_bytes, host, Box::new(memory)))
 }
@@ -67,9 +77,26 @@ fn allocate_bytes(
         let kind = ErrorKind::OutOfMemory { requested: len_bytes, free };
         Error::new(kind, message).in_call(error.call().unwrap_or("memory_alloc"))
     })?;
+    let handle = device.library.fresh(device.memory_handles.add(handle), handle, "memory_alloc")?;
     // Only what the host may address is passed on.
     let host = if code == plugin::MEMORY_DEVICE { None } else { NonNull::new(host.cast()) };
     Ok((handle, host))
+}
+
+/// The host's address of new memory, which nothing else has.
+fn check_address(device: &DeviceShared, host: Option<NonNull<u8>>, len_bytes: u64) -> Result<u64> {
+    let breach = |what: String| Err(device.library.breach(format_args!("gives host-visible memory {what}")));
+    let Some(pointer) = host else { return breach("without an address".into()) };
+    let start = pointer.addr().get() as u64;
+    let alignment = device.info.limits.offset_alignment_bytes.max(MIN_ALIGNMENT_BYTES);
+    if !start.is_multiple_of(alignment) {
+        return breach(format!("at {start:#x}, which is not aligned to {alignment} bytes"));
+    }
+    match start.checked_add(len_bytes) {
+        Some(end) if end <= usize::MAX as u64 && device.host_ranges.add(start, end) => Ok(start),
+        Some(_) => breach(format!("at {start:#x} that overlaps other memory of the device")),
+        None => breach(format!("at {start:#x} that goes beyond the last address")),
+    }
 }
 
 /// The plugin's name for the range: memory and first byte.

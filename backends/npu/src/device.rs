@@ -2,6 +2,7 @@
 
 use crate::api::Progress;
 use crate::buffer;
+use crate::handles::{Handles, HostRanges};
 use crate::kernel;
 use crate::library::Library;
 use crate::options::Options;
@@ -24,6 +25,12 @@ const MAX_ALIGNMENT_BYTES: u64 = 1 << 20;
 /// Most compute units that are believed: kernels divide their work by this number.
 const MAX_COMPUTE_UNITS: u32 = 1 << 20;
 
+/// Largest memory that is believed, 64 PiB: sums of sizes stay far from overflow.
+const MAX_MEMORY_BYTES: u64 = 1 << 56;
+
+/// Most time that a wait may take longer than its limit.
+const MAX_GRACE: Duration = Duration::from_secs(10);
+
 /// What `halite_plugin.h` demands of `max_arguments`.
 const MIN_ARGUMENTS: u32 = 4;
 
@@ -36,6 +43,11 @@ pub(crate) struct DeviceShared {
     pub(crate) program_format: String,
     pub(crate) used_bytes: AtomicU64,
     pub(crate) buffers: AtomicU64,
+    pub(crate) memory_handles: Handles,
+    pub(crate) stream_handles: Handles,
+    pub(crate) host_ranges: HostRanges,
+    /// How long the plugin may take to come back from a wait whose limit has passed.
+    grace: Duration,
     lost: OnceLock<Error>,
     streams: Mutex<Vec<Weak<StreamShared>>>,
 }
@@ -57,6 +69,22 @@ impl DeviceShared {
 
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.get().is_some()
+    }
+
+    /// Whether work may still be running although the device is lost: the plugin did not say that it has ended.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.library.check_usable().is_err()
+    }
+
+    /// Waits on a thread of its own for a plugin that may not keep to the limit; `wait` is given the limit and owns
+    /// what the plugin uses.
+    pub(crate) fn bounded(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        wait: impl FnOnce(Option<Duration>) -> Result<Progress> + Send + 'static,
+    ) -> Result<Progress> {
+        self.library.watch_device(call, limit.saturating_add(self.grace), move || wait(Some(limit)))
     }
 
     /// Passes a result on and remembers a loss, which is final.
@@ -103,10 +131,16 @@ impl DeviceShared {
 pub(crate) struct NpuDevice(Arc<DeviceShared>);
 
 /// Opens device `index` of a library, anew each time, under the name `id`.
-pub(crate) fn open(library: &'static Library, index: u32, id: DeviceId, options: &Options) -> Result<Device> {
-    let raw = library.device_info(index, options)?;
+pub(crate) fn open(
+    library: &'static Library,
+    index: u32,
+    id: DeviceId,
+    options: &Options,
+    limit: Duration,
+) -> Result<Device> {
+    let raw = library.device_info(index, options, limit)?;
     let info = describe(library, id.opened(), &raw)?;
-    let handle = library.device_open(index, options)?;
+    let handle = library.device_open(index, options, limit)?;
     Ok(Device::new(Arc::new(NpuDevice(Arc::new(DeviceShared {
         library,
         handle,
@@ -115,6 +149,10 @@ pub(crate) fn open(library: &'static Library, index: u32, id: DeviceId, options:
         program_format: plugin::fixed_text(&raw.program_format),
         used_bytes: AtomicU64::new(0),
         buffers: AtomicU64::new(0),
+        memory_handles: Handles::default(),
+        stream_handles: Handles::default(),
+        host_ranges: HostRanges::default(),
+        grace: limit.min(MAX_GRACE),
         lost: OnceLock::new(),
         streams: Mutex::default(),
     })))))
@@ -177,6 +215,10 @@ fn false_claim(raw: &plugin::DeviceInfo) -> Option<String> {
     }
     if raw.memory_bytes == 0 || raw.max_allocation_bytes == 0 {
         return Some("a device whose memory has 0 bytes".to_owned());
+    }
+    if raw.memory_bytes > MAX_MEMORY_BYTES {
+        let bytes = raw.memory_bytes;
+        return Some(format!("a memory of {bytes} bytes, which is above {MAX_MEMORY_BYTES}"));
     }
     if raw.max_arguments < MIN_ARGUMENTS {
         let arguments = raw.max_arguments;
@@ -262,6 +304,7 @@ mod tests {
         assert_eq!(claim(|_| ()), None);
         assert_eq!(claim(|raw| raw.offset_alignment_bytes = MAX_ALIGNMENT_BYTES), None);
         assert_eq!(claim(|raw| raw.compute_units = MAX_COMPUTE_UNITS), None);
+        assert_eq!(claim(|raw| raw.memory_bytes = MAX_MEMORY_BYTES), None);
     }
 
     #[test]
@@ -273,6 +316,7 @@ mod tests {
             (alignment(1 << 21), "alignment of 2097152"),
             (alignment(1 << 63), "alignment"),
             (claim(|raw| raw.memory_bytes = 0), "0 bytes"),
+            (claim(|raw| raw.memory_bytes = u64::MAX), "memory of 18446744073709551615 bytes"),
             (claim(|raw| raw.max_allocation_bytes = 0), "0 bytes"),
             (claim(|raw| raw.memory_kind_mask = 0), "without device memory"),
             (claim(|raw| raw.max_arguments = 3), "at most 3 arguments"),

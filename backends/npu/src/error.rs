@@ -53,7 +53,7 @@ impl Report {
             plugin::STATUS_UNAVAILABLE => ErrorKind::Unavailable,
             plugin::STATUS_OUT_OF_MEMORY => ErrorKind::OutOfMemory { requested: first, free: second },
             plugin::STATUS_TOO_LARGE => ErrorKind::TooLarge { requested: first, limit: second },
-            plugin::STATUS_BUILD => ErrorKind::Build { log: text.trim().to_owned() },
+            plugin::STATUS_BUILD => ErrorKind::Build { log: printable_lines(&text) },
             plugin::STATUS_BAD_FORMAT => ErrorKind::BadFormat,
             plugin::STATUS_TIMEOUT => ErrorKind::Timeout { after: Duration::from_nanos(first) },
             plugin::STATUS_FAULT => ErrorKind::Fault,
@@ -79,6 +79,13 @@ impl Report {
 /// Text of a plugin on one line, without control characters.
 pub(crate) fn one_line(text: &str) -> String {
     let printable: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    printable.trim().to_owned()
+}
+
+/// Text of a plugin on several lines, without control characters that a terminal would obey.
+fn printable_lines(text: &str) -> String {
+    let printable: String =
+        text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { ' ' } else { c }).collect();
     printable.trim().to_owned()
 }
 
@@ -116,6 +123,12 @@ mod tests {
         let error = reported(plugin::STATUS_FAULT, &[b'x'; 2 * LINE_BYTES], [0, 0]);
         assert_eq!(error.message().len(), LINE_BYTES);
         assert_eq!(reported(plugin::STATUS_FAULT, b"a\nb\x07\n", [0, 0]).message(), "a b");
+    }
+
+    #[test]
+    fn a_log_keeps_its_lines_and_loses_what_a_terminal_would_obey() {
+        let error = reported(plugin::STATUS_BUILD, b"line 1\n\tline 2\x1b[2J\r\n", [0, 0]);
+        assert_eq!(error.kind(), &ErrorKind::Build { log: "line 1\n\tline 2 [2J".into() });
     }
 
     #[test]

@@ -38,8 +38,17 @@ impl EventShared {
     }
 
     /// As [`poll`](Self::poll), after waiting.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<Option<Result<()>>> {
-        self.ask(|| self.device.library.event_wait(self.handle, timeout_ns(timeout)))
+    pub(crate) fn wait(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Option<Result<()>>> {
+        let Some(limit) = timeout else {
+            return self.ask(|| self.device.library.event_wait(self.handle, timeout_ns(None)));
+        };
+        let known = self.poll()?;
+        if known.is_some() || limit.is_zero() {
+            return Ok(known);
+        }
+        let own = self.clone();
+        let wait = move |timeout| own.device.library.event_wait(own.handle, timeout_ns(timeout));
+        self.ask(|| self.device.bounded("event_wait", limit, wait))
     }
 
     fn ask(&self, question: impl FnOnce() -> Result<Progress>) -> Result<Option<Result<()>>> {
@@ -72,7 +81,7 @@ pub(crate) enum NpuEvent {
 }
 
 impl NpuEvent {
-    fn settle(&self, ask: impl FnOnce(&EventShared) -> Result<Option<Result<()>>>) -> Result<bool> {
+    fn settle(&self, ask: impl FnOnce(&Arc<EventShared>) -> Result<Option<Result<()>>>) -> Result<bool> {
         match self {
             Self::OfFailed(error) => Err(error.clone()),
             Self::Recorded { event, stream, sequence, generation } => match ask(event)? {
@@ -88,7 +97,7 @@ impl NpuEvent {
 
 impl driver::Event for NpuEvent {
     fn is_done(&self) -> Result<bool> {
-        self.settle(EventShared::poll)
+        self.settle(|event| event.poll())
     }
 
     fn wait(&self, timeout: Option<Duration>) -> Result<()> {

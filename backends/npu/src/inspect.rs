@@ -46,7 +46,7 @@ impl NpuBackend {
     /// What the loader says of a plugin with such a table; those of opening.
     pub fn open_changed(&self, index: u32, changes: &[TableChange]) -> Result<Device> {
         let (library, local, info) = self.find(index)?;
-        device::open(library.changed(changes)?, local, info.id, &self.options()?)
+        device::open(library.changed(changes)?, local, info.id, &self.options()?, self.call_limit)
     }
 
     /// Device `index` of all plugins: its library, its number there, and what it is.

@@ -1,6 +1,8 @@
 //! Opening plugin files and checking what they export. A library stays loaded for the life of the process.
 
+use crate::boundary::{Boundary, Stuck, Unwinding as _, watched};
 use crate::error::{Report, one_line};
+use crate::handles::Handles;
 use crate::search::Candidate;
 use halite_hal::plugin::{self, ChangedTable, Entry, Host, Plugin, TableChange};
 use halite_hal::{Error, ErrorKind, Result};
@@ -9,7 +11,8 @@ use std::ffi::c_char;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// More than any table of this major version will have; a larger size is a lie.
 const MAX_TABLE_BYTES: u64 = 64 << 10;
@@ -25,10 +28,16 @@ pub(crate) struct Library {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) table: Plugin,
+    /// Devices that are open.
+    pub(crate) opened: Handles,
+    /// Why it is not called any more: a thread of ours is lost in it.
+    stuck: OnceLock<Error>,
 }
 
-/// Every library of this process by its canonical path, so that one file is loaded once.
-static LIBRARIES: LazyLock<Mutex<BTreeMap<PathBuf, &'static Library>>> = LazyLock::new(Mutex::default);
+/// Every library of this process by its canonical path, so that one file is loaded once; an error for one that did not
+/// come back from loading, and would not the next time.
+static LIBRARIES: LazyLock<Mutex<BTreeMap<PathBuf, Result<&'static Library>>>> =
+    LazyLock::new(Mutex::default);
 
 static HOST: Host = Host {
     struct_size: size_of::<Host>() as u64,
@@ -38,22 +47,67 @@ static HOST: Host = Host {
 };
 
 impl Library {
-    /// Loads a plugin, or finds it among those that are loaded.
+    /// Loads a plugin within a limit, or finds it among those that are loaded.
     ///
     /// # Errors
     /// `Unavailable` when the system's loader refuses the file, `BadFormat` when it is no plugin or its table breaks
-    /// the interface's rules, `AbiMismatch` for another major version.
-    pub(crate) fn load(candidate: &Candidate) -> Result<&'static Self> {
+    /// the interface's rules, `AbiMismatch` for another major version, `Timeout` when it does not come back.
+    pub(crate) fn load(candidate: &Candidate, limit: Duration) -> Result<&'static Self> {
         let path = candidate.path.canonicalize().map_err(|error| {
             Error::unavailable(format!("plugin '{}' cannot be opened: {error}", candidate.path.display()))
         })?;
         let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(library) = libraries.get(&path) {
-            return Ok(library);
+        if let Some(known) = libraries.get(&path) {
+            return known.clone();
         }
-        let library: &'static Self = Box::leak(Box::new(Self::open(&path)?));
-        libraries.insert(path, library);
-        Ok(library)
+        let own = path.clone();
+        let loaded = match watched(limit, move || Self::open(&own)) {
+            Ok(loaded) => Ok(&*Box::leak(Box::new(loaded?))),
+            Err(stuck) => Err(given_up(&path, stuck, plugin::ENTRY_SYMBOL, limit)),
+        };
+        libraries.insert(path, loaded.clone());
+        loaded
+    }
+
+    /// Runs a call that must come back within a limit on a thread of its own. If it does not, or ends with an exception,
+    /// the plugin is not called again.
+    pub(crate) fn watch<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        run: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if let Some(error) = self.stuck.get() {
+            return Err(error.clone());
+        }
+        watched(limit, run).unwrap_or_else(|stuck| {
+            let error = given_up(&self.path, stuck, call, limit);
+            log::error!("{}", error.message());
+            Err(self.stuck.get_or_init(|| error).clone())
+        })
+    }
+
+    /// As [`watch`](Self::watch), for a call that belongs to an open device, which is lost then.
+    pub(crate) fn watch_device<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        run: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let result = self.watch(call, limit, run);
+        self.check_usable()?;
+        result
+    }
+
+    /// Whether the plugin may be called.
+    ///
+    /// # Errors
+    /// `DeviceLost` with the reason when it may not.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        match self.stuck.get() {
+            None => Ok(()),
+            Some(error) => Err(Error::new(ErrorKind::DeviceLost, error.message())),
+        }
     }
 
     /// The same plugin, loaded again through a copy of its table with changes. It stays loaded, too.
@@ -97,8 +151,10 @@ impl Library {
         };
         let mut raw = ptr::null();
         let mut report = Report::line();
+        let boundary = Boundary::enter(path, plugin::ENTRY_SYMBOL);
         // SAFETY: `entry` has the header's type; the host structure is static, the others live during the call.
-        let status = unsafe { entry(&HOST, &mut raw, report.as_mut_ptr()) };
+        let status = unsafe { entry.unwinding()(&HOST, &mut raw, report.as_mut_ptr()) };
+        boundary.leave();
         report.check(status, plugin::ENTRY_SYMBOL).map_err(|error| {
             let message = format!("plugin '{}' refuses to start: {}", path.display(), error.message());
             Error::new(error.kind().clone(), message)
@@ -133,13 +189,22 @@ impl Library {
         }
         let mut table = Plugin::sized();
         let shared = size.min(size_of::<Plugin>() as u64);
+        // Every field lies in whole words; a function that the size cuts in two is none.
+        let whole = shared as usize / size_of::<u64>() * size_of::<u64>();
         // SAFETY: the source has `size` bytes by its own statement, the target at least `shared`. A function in C's table
         // is null or of the header's type, which is `Option<fn>` here; the other fields are numbers.
-        unsafe { ptr::copy_nonoverlapping(raw.cast::<u8>(), (&raw mut table).cast::<u8>(), shared as usize) };
+        unsafe { ptr::copy_nonoverlapping(raw.cast::<u8>(), (&raw mut table).cast::<u8>(), whole) };
         table.struct_size = shared;
         check_functions(path, &table)?;
         let text = |field: &[c_char]| one_line(&plugin::fixed_text(field));
-        Ok(Self { path: path.to_owned(), name: text(&table.name), version: text(&table.version), table })
+        Ok(Self {
+            path: path.to_owned(),
+            name: text(&table.name),
+            version: text(&table.version),
+            table,
+            opened: Handles::default(),
+            stuck: OnceLock::new(),
+        })
     }
 }
 
@@ -202,6 +267,23 @@ fn check_magic(path: &Path) -> Result<()> {
         "'{}' is not a shared library of this platform; give a plugin file",
         path.display()
     )))
+}
+
+/// The error for a call that did not come back.
+fn given_up(path: &Path, stuck: Stuck, call: &str, limit: Duration) -> Error {
+    let path_text = path.display();
+    match stuck {
+        Stuck::Hung => Error::new(
+            ErrorKind::Timeout { after: limit },
+            format!(
+                "plugin '{path_text}' did not return from {call} within {limit:?}; it is not called again"
+            ),
+        ),
+        Stuck::Threw(call) => {
+            breach(path, format_args!("lets an exception out of {call}, and is not called again"))
+        }
+    }
+    .in_call(call)
 }
 
 fn breach(path: &Path, what: impl std::fmt::Display) -> Error {

@@ -39,6 +39,7 @@ struct RawStream {
 
 impl Drop for RawStream {
     fn drop(&mut self) {
+        self.device.stream_handles.remove(self.handle);
         self.device.library.stream_destroy(self.handle);
     }
 }
@@ -85,7 +86,8 @@ impl StreamShared {
     /// Gives back what finished work held. Never waits.
     pub(crate) fn reap(&self) {
         let mut state = self.lock();
-        let released = state.reap(self.device.is_lost());
+        // What a plugin that is stuck in a call may still use stays taken.
+        let released = if self.device.is_stuck() { Vec::new() } else { state.reap(self.device.is_lost()) };
         drop(state);
         // Freed outside of the lock: a plugin's free may take long.
         drop(released);
@@ -123,7 +125,7 @@ impl StreamShared {
             self.reap();
             return self.device.check();
         }
-        let progress = self.device.library.stream_synchronize(raw.handle, timeout_ns(timeout));
+        let progress = raw.synchronize(timeout);
         let outcome = match self.device.noting_progress(progress) {
             Ok(Progress::Done) => Ok(()),
             Ok(Progress::Failed(error)) => Err(error),
@@ -299,7 +301,23 @@ impl State {
 impl RawStream {
     fn create(device: &Arc<DeviceShared>) -> Result<Arc<Self>> {
         let handle = device.library.stream_create(device.handle)?;
+        let handle = device.library.fresh(device.stream_handles.add(handle), handle, "stream_create")?;
         Ok(Arc::new(Self { device: device.clone(), handle }))
+    }
+
+    /// Waits for everything enqueued. With a limit, it first asks whether there is anything to wait for.
+    fn synchronize(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Progress> {
+        let ask = |stream: &Self, timeout| {
+            stream.device.library.stream_synchronize(stream.handle, timeout_ns(timeout))
+        };
+        let Some(limit) = timeout else { return ask(self, None) };
+        match ask(self, Some(Duration::ZERO))? {
+            Progress::Pending if !limit.is_zero() => {
+                let own = self.clone();
+                self.device.bounded("stream_synchronize", limit, move |timeout| ask(&own, timeout))
+            }
+            progress => Ok(progress),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Compares this mirror with the header, as a C and a C++ compiler see it.
+//! Compares this mirror with the header, as a C and a C++ compiler see it, and both with what version 1.0 was.
 
 use super::*;
 use crate::{DType, ErrorKind};
@@ -9,9 +9,40 @@ use std::time::Duration;
 
 pub(crate) struct Struct {
     pub name: &'static str,
+    pub rust_name: &'static str,
     pub size: usize,
     /// Name, offset and size.
     pub fields: Vec<(&'static str, usize, usize)>,
+    /// Name and type in Rust.
+    pub types: Vec<(&'static str, &'static str)>,
+}
+
+/// What version 1.0 was, in numbers that depend on no source.
+const VERSION_1_0: &str = include_str!("layout-1.0.txt");
+
+/// A line of [`VERSION_1_0`].
+#[derive(Clone, Copy, Debug)]
+enum Pinned {
+    Struct { name: &'static str, size: usize },
+    Field { of: &'static str, name: &'static str, offset: usize, size: usize },
+    Constant { name: &'static str, value: i128 },
+}
+
+fn pinned() -> Vec<Pinned> {
+    let mut of = "";
+    let lines = VERSION_1_0.lines().filter(|line| !line.starts_with('#'));
+    let parse = |line: &'static str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["struct", name, size] => {
+            of = name;
+            Pinned::Struct { name, size: size.parse().unwrap() }
+        }
+        ["constant", name, value] => Pinned::Constant { name, value: value.parse().unwrap() },
+        [name, offset, size] => {
+            Pinned::Field { of, name, offset: offset.parse().unwrap(), size: size.parse().unwrap() }
+        }
+        _ => panic!("'{line}' is no line of the layout"),
+    };
+    lines.map(parse).collect()
 }
 
 pub(crate) fn size_of_field<S, T>(_field: fn(&S) -> &T) -> usize {
@@ -100,7 +131,8 @@ fn compiles(compiler: &str, arguments: &[&str], unit: &str) -> Option<Result<(),
     let include = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
     let mut child = Command::new(compiler)
         .args(arguments)
-        .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I", include, "-"])
+        .args(["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"])
+        .args(["-fsyntax-only", "-I", include, "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -112,8 +144,9 @@ fn compiles(compiler: &str, arguments: &[&str], unit: &str) -> Option<Result<(),
     Some(if output.status.success() { Ok(()) } else { Err(log) })
 }
 
-const C99: (&str, [&str; 3]) = ("cc", ["-x", "c", "-std=c99"]);
-const CPP17: (&str, [&str; 3]) = ("c++", ["-x", "c++", "-std=c++17"]);
+const C99: (&str, [&str; 4]) = ("cc", ["-x", "c", "-std=c99", "-Wstrict-prototypes"]);
+const C11: (&str, [&str; 4]) = ("cc", ["-x", "c", "-std=c11", "-Wstrict-prototypes"]);
+const CPP17: (&str, [&str; 4]) = ("c++", ["-x", "c++", "-std=c++17", "-Wcast-qual"]);
 
 #[test]
 fn header_and_mirror_agree_as_c99_and_as_cpp17() {
@@ -135,33 +168,130 @@ fn a_difference_between_header_and_mirror_would_be_seen() {
     }
 }
 
-/// Sizes and offsets that plugins in the field rely on; they may grow at the end and never change otherwise.
+/// The header's constants and layout against version 1.0, in the compiler's own assertions.
+fn pinned_assertions(keyword: &str) -> String {
+    let mut unit = String::from("#include <stddef.h>\n#include \"halite_plugin.h\"\n");
+    for (number, line) in pinned().into_iter().enumerate() {
+        let condition = match line {
+            // Structures may grow at their end.
+            Pinned::Struct { name, size } => format!("sizeof({name}) >= {size}"),
+            Pinned::Field { of, name, offset, size } => {
+                let _ = writeln!(unit, "extern {of} *object_{number};");
+                format!("offsetof({of}, {name}) == {offset} && sizeof(object_{number}->{name}) == {size}")
+            }
+            Pinned::Constant { name, value } => {
+                format!("{name} == {value}{}", if value > i64::MAX.into() { "u" } else { "" })
+            }
+        };
+        let text = format!("{line:?}").replace('"', "'");
+        let _ = writeln!(unit, "{keyword}({condition}, \"{text}\");");
+    }
+    unit
+}
+
 #[cfg(target_pointer_width = "64")]
 #[test]
-fn layout_of_version_1_0_is_pinned() {
-    let sizes: Vec<_> = structs().iter().map(|item| (item.name, item.size)).collect();
-    let expected = [
-        ("halite_error", 48),
-        ("halite_host", 24),
-        ("halite_option", 24),
-        ("halite_device_info", 600),
-        ("halite_memory_info", 24),
-        ("halite_completion", 16),
-        ("halite_range", 32),
-        ("halite_operand", 32),
-        ("halite_attribute", 24),
-        ("halite_builtin_desc", 40),
-        ("halite_argument", 48),
-        ("halite_kernel_info", 16),
-        ("halite_argument_info", 24),
-        ("halite_counter", 96),
-        ("halite_plugin", 400),
-    ];
-    assert_eq!(sizes, expected);
-    assert_eq!(std::mem::offset_of!(Plugin, device_count), 120);
-    assert_eq!(std::mem::offset_of!(Plugin, event_query), 272);
-    assert_eq!(std::mem::offset_of!(Plugin, kernel_argument), 392);
-    assert_eq!(std::mem::offset_of!(DeviceInfo, memory_bytes), 264);
+fn the_header_keeps_the_layout_of_version_1_0() {
+    for ((compiler, arguments), keyword) in [(C11, "_Static_assert"), (CPP17, "static_assert")] {
+        let unit = pinned_assertions(keyword);
+        match compiles(compiler, &arguments, &unit) {
+            Some(result) => assert_eq!(result, Ok(()), "{compiler} {arguments:?}"),
+            None => println!("skipped: no compiler '{compiler}' on this machine"),
+        }
+        // The assertions bite: a change of one number is an error.
+        for (from, to) in [
+            ("offsetof(halite_range, offset) == 16", "offsetof(halite_range, offset) == 24"),
+            ("HALITE_STATUS_LINK == 10", "HALITE_STATUS_LINK == 11"),
+        ] {
+            assert!(unit.contains(from));
+            if let Some(result) = compiles(compiler, &arguments, &unit.replace(from, to)) {
+                assert!(result.is_err(), "{compiler}: {to}");
+            }
+        }
+    }
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn the_mirror_keeps_the_layout_of_version_1_0() {
+    let (structs, constants) = (structs(), constants());
+    let own = |name: &str| structs.iter().find(|item| item.name == name).unwrap();
+    let mut fields = 0;
+    for line in pinned() {
+        match line {
+            Pinned::Struct { name, size } => {
+                assert!(own(name).size >= size, "{name}");
+                assert!(ABI_MINOR != 0 || own(name).size == size, "{name} has grown: raise ABI_MINOR");
+            }
+            Pinned::Field { of, name, offset, size } => {
+                assert!(own(of).fields.contains(&(name, offset, size)), "{of}.{name}");
+                fields += 1;
+            }
+            Pinned::Constant { name, value } => assert!(constants.contains(&(name, value)), "{name}"),
+        }
+    }
+    // Padding may hide a new field from the sizes.
+    let all: usize = structs.iter().map(|item| item.fields.len()).sum();
+    assert!(ABI_MINOR != 0 || all == fields, "there are new fields: raise ABI_MINOR");
+    assert_eq!(ENTRY_SYMBOL, "halite_plugin_entry");
+}
+
+/// A type of the mirror in C. `structs` gives the names of structures.
+fn c_type(rust: &str, structs: &[Struct]) -> String {
+    if let Some(inner) = rust.strip_prefix("*const ") {
+        return format!("{} const *", c_type(inner, structs));
+    }
+    if let Some(inner) = rust.strip_prefix("*mut ") {
+        return format!("{} *", c_type(inner, structs));
+    }
+    match rust {
+        "i8" => "char".into(),
+        "u8" | "u32" | "u64" | "i32" | "i64" => {
+            format!("{}int{}_t", rust.replace(|c: char| c != 'u', ""), &rust[1..])
+        }
+        "core::ffi::c_void" | "()" => "void".into(),
+        _ => {
+            let item = structs.iter().find(|item| item.rust_name == rust);
+            item.unwrap_or_else(|| panic!("no structure is '{rust}' in C")).name.into()
+        }
+    }
+}
+
+/// The header may hold a function of other parameters in the same eight bytes, which no layout shows.
+#[test]
+fn functions_have_the_same_types_in_header_and_mirror() {
+    if std::any::type_name::<c_char>() != "i8" {
+        println!("skipped: text cannot be told from bytes on this machine");
+        return;
+    }
+    let structs = structs();
+    let mut unit = String::from("#include \"halite_plugin.h\"\n");
+    let mut functions = 0;
+    for item in &structs {
+        for (field, ty) in &item.types {
+            let Some(ty) = ty.strip_prefix("core::option::Option<unsafe extern \"C\" fn(") else { continue };
+            let (parameters, result) = ty.strip_suffix('>').unwrap().split_once(')').unwrap();
+            let parameters: Vec<_> = parameters.split(", ").map(|ty| c_type(ty, &structs)).collect();
+            let result = c_type(result.strip_prefix(" -> ").unwrap_or("()"), &structs);
+            let (name, parameters) = (item.name, parameters.join(", "));
+            let _ = writeln!(unit, "{result} (*check_{functions}(const {name} *table))({parameters});");
+            let _ = writeln!(unit, "{result} (*check_{functions}(const {name} *table))({parameters}) {{");
+            let _ = writeln!(unit, "    return table->{field};\n}}");
+            functions += 1;
+        }
+    }
+    assert_eq!(functions, 36);
+    for (compiler, arguments) in [C99, CPP17] {
+        match compiles(compiler, &arguments, &unit) {
+            Some(result) => assert_eq!(result, Ok(()), "{compiler} {arguments:?}"),
+            None => println!("skipped: no compiler '{compiler}' on this machine"),
+        }
+        let other = unit.replacen("uint64_t", "uint32_t", 1);
+        assert_ne!(other, unit);
+        if let Some(result) = compiles(compiler, &arguments, &other) {
+            assert!(result.is_err(), "{compiler} sees no difference");
+        }
+    }
 }
 
 #[test]

@@ -130,12 +130,14 @@ macro_rules! c_structs {
         pub(crate) fn structs() -> Vec<layout::Struct> {
             vec![$(layout::Struct {
                 name: $c_name,
+                rust_name: std::any::type_name::<$name>(),
                 size: size_of::<$name>(),
                 fields: vec![$((
                     stringify!($field),
                     std::mem::offset_of!($name, $field),
                     layout::size_of_field(|s: &$name| &s.$field),
                 )),*],
+                types: vec![$((stringify!($field), std::any::type_name::<$ty>())),*],
             }),*]
         }
     };
