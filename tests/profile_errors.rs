@@ -30,7 +30,7 @@ fn wishes_without_effect_are_refused_before_anything_runs() {
         (
             "variable",
             "{ variant: portable, when: zz >= 3 }",
-            "names the unknown variable 'zz'; use one of m, n, k, batch",
+            "names the unknown variable 'zz'; use one of m, n, k, batch, bits",
         ),
         ("tile", "{ variant: portable, tile: [64] }", "tile has 1 extent, but the kernel 'portable' reads 3"),
         ("threads", "{ variant: portable, threads: 2 }", "threads is not read by the kernel 'portable'"),

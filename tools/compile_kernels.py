@@ -5,9 +5,9 @@
     pip install nvidia-cuda-nvrtc-cu12
     python3 tools/compile_kernels.py FOLDER/cu [--arch sm_80 ...] [--jobs 2] [--sample]
 
-Every text is compiled to machine code for every architecture; each error is printed, and the exit status says whether
-there was one. With --sample, generated texts take turns: each is compiled for two of the architectures. NVRTC is the file
-that HALITE_NVRTC_LIBRARY names, or is found in the wheel, or by the system's own search.
+Every text is compiled to machine code for every architecture whose profile leads to it; each error is printed, and the exit
+status says whether there was one. With --sample, generated texts take turns: each is compiled for two of the architectures.
+NVRTC is the file that HALITE_NVRTC_LIBRARY names, or is found in the wheel, or by the system's own search.
 """
 
 import argparse
@@ -102,6 +102,12 @@ def has(architecture, feature):
     return feature == architecture
 
 
+def may_choose(architecture, profiles):
+    """Whether one of these profiles is an architecture's own, or that of any."""
+    own = "cuda-" + architecture.replace("_", "").rstrip("a")
+    return not {"cuda", own}.isdisjoint(profiles.split(","))
+
+
 def compile_one(job):
     folder, file, options, architecture = job
     with open(os.path.join(folder, file), encoding="utf-8") as text:
@@ -127,7 +133,8 @@ def main():
     jobs = [
         (arguments.folder, file, options, architecture)
         for turn, architecture in enumerate(architectures)
-        for number, (file, entry, options, _, requires) in enumerate(texts)
+        for number, (file, entry, options, profiles, requires) in enumerate(texts)
+        if may_choose(architecture, profiles)
         if all(has(architecture, feature) for feature in requires.split(",") if feature)
         if not (arguments.sample and entry.startswith(GENERATED))
         or turn in (number % len(architectures), (number + 1) % len(architectures))

@@ -56,7 +56,7 @@ fn is_of(profile: &Arc<Profile>, family: &str) -> bool {
 fn device(family: &str, format: &str) -> DeviceInfo {
     let mut device = DeviceInfo::new(DeviceId::new(family, 0), family);
     device.kernel_formats = vec![format.to_owned()];
-    device.features = ["fp64", "tensor-cores", "sm_75", "bf16"].map(str::to_owned).into();
+    device.features = ["fp64", "tensor-cores", "sm_75", "bf16", "sm_90a"].map(str::to_owned).into();
     device.compute_units = 128;
     device.limits.offset_alignment_bytes = 256;
     device.limits.max_workgroup = [1024; 3];

@@ -319,14 +319,14 @@ impl KernelOp {
         }
     }
 
-    /// The names of the sizes that a profile's `when` may use for the op of this name; none for an operation of another
+    /// The names of the sizes that a profile's `when` may use for the op of this name (`bits` being an element's); none for an operation of another
     /// crate.
     pub fn variable_names(op: &str) -> &'static [&'static str] {
         match op {
             "elementwise" => &["n", "steps"],
             "reduce" => &["n", "k"],
-            "dot_general" => &["m", "n", "k", "batch"],
-            "conv_general" => &["batch", "in_channels", "out_channels", "groups", "pixels", "kernel"],
+            "dot_general" => &["m", "n", "k", "batch", "bits"],
+            "conv_general" => &["batch", "in_channels", "out_channels", "groups", "pixels", "kernel", "bits"],
             "window_reduce" => &["n", "window"],
             "pad" => &["n"],
             _ => &[],
@@ -342,9 +342,10 @@ impl KernelOp {
                 let (kept, reduced) = r.program.shape.split_at(r.kept_rank);
                 vec![product(kept), product(reduced)]
             }
-            Self::Dot(d) => vec![d.m, d.n, d.k, product(&d.batch)],
-            Self::Conv(Conv { geometry: g, .. }) => {
-                vec![g.batch, g.in_channels, g.out_channels, g.groups, product(&g.output), product(&g.kernel)]
+            Self::Dot(d) => vec![d.m, d.n, d.k, product(&d.batch), 8 * d.dtype.size()],
+            Self::Conv(Conv { geometry: g, dtype, .. }) => {
+                let (pixels, taps, bits) = (product(&g.output), product(&g.kernel), 8 * dtype.size());
+                vec![g.batch, g.in_channels, g.out_channels, g.groups, pixels, taps, bits]
             }
             Self::Window(w) => vec![w.outer, product(&w.window)],
             Self::Pad(p) => vec![product(&p.output)],

@@ -54,7 +54,7 @@ fn conditions_may_name_the_sizes_of_their_op_and_no_others() {
     assert_eq!(
         check("dot_general", "variant: portable, when: zz >= 3", &cpu_info()),
         Err("mine.yaml:5: kernels.dot_general[0].when 'zz >= 3' names the unknown variable 'zz'; use one of m, n, k, \
-             batch"
+             batch, bits"
             .to_owned())
     );
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use halite_hal::Error as HalError;
-use halite_ops::{Engine, Result, Tensor, grad};
+use halite_ops::{DType, Engine, Result, Tensor, grad};
 
 /// A computation that one op dominates, and the sizes that it stands for.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,12 @@ fn product(x: &[Tensor]) -> Result<Vec<Tensor>> {
     Ok(vec![x[0].matmul(&x[1])?])
 }
 
+/// Of whole numbers, whose sums are exact, so that whoever adds them in another order rounds the same number.
+fn product_in_bf16(x: &[Tensor]) -> Result<Vec<Tensor>> {
+    let whole = |x: &Tensor| x.mul(4.0)?.round()?.cast(DType::BF16);
+    Ok(vec![whole(&x[0])?.matmul(&whole(&x[1])?)?.cast(DType::F32)?])
+}
+
 /// The convolution and both its gradients, as a training step has them.
 fn convolution(x: &[Tensor]) -> Result<Vec<Tensor>> {
     let y = x[0].conv2d(&x[1], 1)?;
@@ -101,39 +107,46 @@ fn pooling(x: &[Tensor]) -> Result<Vec<Tensor>> {
     Ok(outputs)
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case {
         op: "dot_general",
         label: "1024 x 1024 x 1024",
-        when: "m >= 256 and n >= 256",
+        when: "bits == 32 and m >= 256 and n >= 256",
         inputs: &[&[1024, 1024], &[1024, 1024]],
         compute: product,
     },
     Case {
         op: "dot_general",
         label: "8 x 2048 x 2048",
-        when: "m <= 16 and n >= 256",
+        when: "bits == 32 and m <= 16 and n >= 256",
         inputs: &[&[8, 2048], &[2048, 2048]],
         compute: product,
     },
     Case {
         op: "dot_general",
         label: "64 x 128 x 1568",
-        when: "m < 256 or n < 256",
+        when: "bits == 32 and (m < 256 or n < 256)",
         inputs: &[&[64, 1568], &[1568, 128]],
         compute: product,
     },
     Case {
+        op: "dot_general",
+        label: "1024 x 1024 x 1024 in bf16",
+        when: "bits == 16 and m >= 256 and n >= 256",
+        inputs: &[&[1024, 1024], &[1024, 1024]],
+        compute: product_in_bf16,
+    },
+    Case {
         op: "conv_general",
         label: "64 images of 16 x 28 x 28, 32 filters 3 x 3",
-        when: "pixels >= 128",
+        when: "bits == 32 and pixels >= 128",
         inputs: &[&[64, 16, 28, 28], &[32, 16, 3, 3]],
         compute: convolution,
     },
     Case {
         op: "conv_general",
         label: "32 images of 16 x 8 x 8, 32 filters 3 x 3",
-        when: "pixels < 128",
+        when: "bits == 32 and pixels < 128",
         inputs: &[&[32, 16, 8, 8], &[32, 16, 3, 3]],
         compute: convolution,
     },

@@ -79,10 +79,12 @@ fn variants_in(language: Language) -> Vec<KernelVariant> {
         ));
     }
     if language == Language::CudaC {
-        let sizes = vec![Size::Tile(3), Size::Threads(2), Size::Stages, Size::SplitK];
-        let products =
-            products(language, ["tensor_cores"; 2], sizes, tensor_cores::tiles(), tensor_cores::tensor_cores);
-        variants.extend(products.map(tensor_cores::requiring));
+        let sizes = || vec![Size::Tile(3), Size::Threads(2), Size::Stages, Size::SplitK];
+        let of = |name, candidates, strategy| products(language, [name; 2], sizes(), candidates, strategy);
+        let warps = of("tensor_cores", tensor_cores::tiles(), tensor_cores::tensor_cores);
+        let groups = of("warpgroups", tensor_cores::warpgroup_tiles(), tensor_cores::warpgroups);
+        variants.extend(warps.map(tensor_cores::requiring));
+        variants.extend(groups.map(tensor_cores::requiring_hopper));
     }
     let plain = groups_of_threads().collect();
     variants.extend(products(language, ["plain", "direct"], groups().into(), plain, contraction::plain));

@@ -17,11 +17,26 @@ const STEP: usize = 16;
 /// Threads of a warp.
 const WARP: usize = 32;
 
+/// Threads of a group of warps that multiplies as one, its rows, and the columns that it may have.
+const WARPGROUP: usize = 128;
+const WARPGROUP_ROWS: usize = 64;
+const WARPGROUP_COLUMNS: [usize; 2] = [128, 256];
+
+/// Bytes, and elements, of a line in shared memory that groups of warps read, and what tiles are then aligned to.
+const LINE: usize = 64;
+const TILE_ALIGNMENT: usize = 1024;
+
 /// Elements that are moved at once.
 const CHUNK: usize = 8;
 
+/// The feature of the one architecture whose groups of warps multiply.
+const HOPPER: &str = "sm_90a";
+
 /// What a profile that does not say gets: sizes for 48 KiB of shared memory.
-const DEFAULT: Sizes = Sizes { m: 128, n: 128, k: 32, x: 64, y: 2, stages: 3 };
+const DEFAULT: Sizes = Sizes { m: 128, n: 128, k: 32, x: 64, y: 2, stages: 3, warpgroups: false };
+
+/// The same for groups of warps.
+const WARPGROUP_DEFAULT: Sizes = Sizes { m: 128, n: 256, k: 64, x: 128, y: 2, stages: 4, warpgroups: true };
 
 /// Tiles for tuning to try; the larger ones need the shared memory of data centre GPUs.
 pub(super) fn tiles() -> Vec<Parameters> {
@@ -46,6 +61,26 @@ pub(super) fn tiles() -> Vec<Parameters> {
     shapes.into_iter().map(of).collect()
 }
 
+/// The same for groups of warps.
+pub(super) fn warpgroup_tiles() -> Vec<Parameters> {
+    let shapes = [
+        ([128, 128, 64], [128, 2], 4),
+        ([128, 256, 64], [128, 2], 3),
+        ([128, 256, 64], [128, 2], 4),
+        ([256, 128, 64], [128, 2], 4),
+    ];
+    let of = |(tile, threads, stages): ([u32; 3], [u32; 2], u32)| {
+        Parameters::default().with_tile(tile).with_threads(threads).with_stages(stages).with_split_k(16)
+    };
+    shapes.into_iter().map(of).collect()
+}
+
+/// A variant for groups of warps: an instruction of Hopper alone.
+pub(super) fn requiring_hopper(mut variant: KernelVariant) -> KernelVariant {
+    variant.requires = vec![HOPPER.to_owned()];
+    variant
+}
+
 /// A variant of this strategy with what it needs: matrices that a warp loads and multiplies came with Turing.
 pub(super) fn requiring(mut variant: KernelVariant) -> KernelVariant {
     variant.requires = ["tensor-cores", "sm_75"].map(str::to_owned).into();
@@ -58,6 +93,25 @@ pub(super) fn tensor_cores(
     language: Language,
     request: &LowerRequest<'_>,
     matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    lower(language, request, matrices, &DEFAULT, "tensor_cores")
+}
+
+/// As [`tensor_cores`], by groups of four warps: x is 128 for each group along n and y the groups along m.
+pub(super) fn warpgroups(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    lower(language, request, matrices, &WARPGROUP_DEFAULT, "warpgroups")
+}
+
+fn lower(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+    default: &Sizes,
+    name: &str,
 ) -> Result<Lowered, Unservable> {
     let product = matrices.product();
     let needs = match product.dtype {
@@ -72,7 +126,7 @@ pub(super) fn tensor_cores(
     if product.k() == 0 {
         return plain(language, request, matrices);
     }
-    let sizes = Sizes::of(request.parameters);
+    let sizes = default.with(request.parameters);
     sizes.check(request)?;
 
     let tiles = product.batch * product.m.div_ceil(sizes.m) * product.n.div_ceil(sizes.n);
@@ -85,7 +139,7 @@ pub(super) fn tensor_cores(
     let mut workspace = Workspace::default();
     let partial =
         (splits > 1).then(|| workspace.take(request.device, DType::F32, splits * product.elements()));
-    let mut text = begin(language, request, &product, "tensor_cores");
+    let mut text = begin(language, request, &product, name);
     text.reaches((splits * product.elements()) as i64);
     for side in [Side::Lhs, Side::Rhs] {
         read(&mut text, matrices, &product, side)?;
@@ -101,9 +155,13 @@ pub(super) fn tensor_cores(
     text.define("SPLITS", splits);
     text.number("SPLIT_K", split_k as i64)?;
     text.define("MULTIPLY", format!("multiply_{}", product.dtype));
+    if sizes.warpgroups {
+        text.define("WARPGROUPS", "");
+        text.define("MULTIPLY_WARPGROUP", format!("multiply_warpgroup_{}", product.dtype));
+    }
     text.define("TO_BITS(x)", to_storage(product.dtype, "x"));
     text.dynamic_shared(sizes.shared_bytes());
-    text.requires(needs);
+    text.requires(if sizes.warpgroups { HOPPER } else { needs });
     text.push(include_str!("warp.cu"));
     text.push(matrices.text());
     text.push(include_str!("tensor_cores.cu"));
@@ -114,6 +172,7 @@ pub(super) fn tensor_cores(
 }
 
 /// Sizes of a workgroup.
+#[derive(Clone, Copy)]
 struct Sizes {
     /// Tile.
     m: usize,
@@ -123,11 +182,14 @@ struct Sizes {
     x: usize,
     y: usize,
     stages: usize,
+    /// Whether four warps multiply as one.
+    warpgroups: bool,
 }
 
 impl Sizes {
-    fn of(parameters: &Parameters) -> Self {
-        let mut sizes = DEFAULT;
+    /// These where `parameters` do not say.
+    fn with(&self, parameters: &Parameters) -> Self {
+        let mut sizes = *self;
         if let Some(&[m, n, k, ..]) = parameters.tile() {
             (sizes.m, sizes.n, sizes.k) = (m as usize, n as usize, k as usize);
         }
@@ -141,11 +203,30 @@ impl Sizes {
     }
 
     fn shared_bytes(&self) -> usize {
-        self.stages * (self.m + self.n) * self.k * 2
+        let alignment = if self.warpgroups { TILE_ALIGNMENT } else { 0 };
+        self.stages * (self.m + self.n) * self.k * 2 + alignment
+    }
+
+    /// Whether a tile divides among groups of warps.
+    fn fit_warpgroups(&self) -> bool {
+        self.x > 0 && self.x.is_multiple_of(WARPGROUP) && self.y > 0 && {
+            let groups = self.x / WARPGROUP;
+            self.m.is_multiple_of(WARPGROUP_ROWS * self.y)
+                && self.n.is_multiple_of(groups)
+                && WARPGROUP_COLUMNS.contains(&(self.n / groups))
+                && self.k > 0
+                && self.k.is_multiple_of(LINE)
+        }
     }
 
     fn check(&self, request: &LowerRequest<'_>) -> Result<(), Unservable> {
-        let Self { m, n, k, x, y, stages } = *self;
+        let Self { m, n, k, x, y, stages, .. } = *self;
+        if self.warpgroups && !self.fit_warpgroups() {
+            return Err(Unservable::new(format!(
+                "a tile of {m} x {n} x {k} does not divide among {y} x {x} threads, as groups of {WARPGROUP} for \
+                 {WARPGROUP_ROWS} rows and {WARPGROUP_COLUMNS:?} columns, in lines of {LINE}"
+            )));
+        }
         let fits = x > 0 && y > 0 && x.is_multiple_of(WARP) && {
             let warps = x / WARP;
             m.is_multiple_of(STEP * y) && n.is_multiple_of(STEP * warps) && k.is_multiple_of(STEP)
@@ -170,8 +251,9 @@ impl Sizes {
                 )));
             }
         }
-        if stages < 2 {
-            return Err(Unservable::new("one stage; at least 2 are needed"));
+        let least = if self.warpgroups { 3 } else { 2 };
+        if stages < least {
+            return Err(Unservable::new(format!("stages: {stages}; at least {least} are needed")));
         }
         let (bytes, most) = (self.shared_bytes(), request.device.limits.local_memory_bytes);
         if bytes as u64 > most {

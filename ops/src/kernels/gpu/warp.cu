@@ -5,7 +5,7 @@
 // operation using mma instruction". Addresses of shared memory are 32-bit, as shared_address gives them.
 
 // Shared memory whose bytes the launch decides on.
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) u8 name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 
 FN u32 shared_address(const void* place) { return (u32)__cvta_generic_to_shared(place); }
 
@@ -95,4 +95,104 @@ FN void multiply_bf16(f32 (&sum)[4], const u32 (&lhs)[4], u32 rhs0, u32 rhs1) {
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(lhs[0]), "r"(lhs[1]), "r"(lhs[2]), "r"(lhs[3]), "r"(rhs0), "r"(rhs1));
 }
+#endif
+
+#ifdef WARPGROUPS
+// Products of four warps, which a part of the device of their own computes while the warps go on (PTX ISA, "Asynchronous
+// Warpgroup Level Matrix Multiply-Accumulate Instructions"). It reads shared memory, which others have to show to it.
+
+// Shows to it what this thread wrote or copied.
+FN void show_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Begins a group of products; before, the registers of sums belong to the thread.
+FN void open_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+FN void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until no more than the last LEFT groups of products are under way.
+template <int LEFT> FN void await_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+
+// A matrix of 16-bit elements in lines of 128 bytes, 8 of them to 1024, whose chunks of 16 bytes are exchanged by the number
+// of their line; `panels` bytes lie between such columns of lines.
+FN u64 describe_matrix(u32 at, u32 panels) {
+    return (u64)((at & 0x3ffffu) >> 4) | (u64)(panels >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// sum += lhs * rhs, of 64 x 16 by 16 x N elements in shared memory, in f32; lines run along k, or across it where an operand
+// is turned. A lane's sums are those of multiply_f16 in 16 rows for each warp, 8 columns a line.
+#define SUMS(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
+#define MULTIPLY_NAME multiply_warpgroup_f16
+#define MULTIPLY_TYPES "f16.f16"
+template <bool TURNS_LHS, bool TURNS_RHS>
+FN void MULTIPLY_NAME(f32 (&sum)[16][4], u64 lhs, u64 rhs) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.b32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." MULTIPLY_TYPES " {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63"
+        "}, %64, %65, adds, 1, 1, %66, %67; }"
+        : SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5), SUMS(6), SUMS(7), SUMS(8), SUMS(9),
+          SUMS(10), SUMS(11), SUMS(12), SUMS(13), SUMS(14), SUMS(15)
+        : "l"(lhs), "l"(rhs), "n"(TURNS_LHS ? 1 : 0), "n"(TURNS_RHS ? 1 : 0));
+}
+template <bool TURNS_LHS, bool TURNS_RHS>
+FN void MULTIPLY_NAME(f32 (&sum)[32][4], u64 lhs, u64 rhs) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.b32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." MULTIPLY_TYPES " {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, "
+        "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, "
+        "%97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "
+        "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "}, %128, %129, adds, 1, 1, %130, %131; }"
+        : SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5), SUMS(6), SUMS(7), SUMS(8), SUMS(9),
+          SUMS(10), SUMS(11), SUMS(12), SUMS(13), SUMS(14), SUMS(15), SUMS(16), SUMS(17), SUMS(18),
+          SUMS(19), SUMS(20), SUMS(21), SUMS(22), SUMS(23), SUMS(24), SUMS(25), SUMS(26), SUMS(27),
+          SUMS(28), SUMS(29), SUMS(30), SUMS(31)
+        : "l"(lhs), "l"(rhs), "n"(TURNS_LHS ? 1 : 0), "n"(TURNS_RHS ? 1 : 0));
+}
+#undef MULTIPLY_NAME
+#undef MULTIPLY_TYPES
+#define MULTIPLY_NAME multiply_warpgroup_bf16
+#define MULTIPLY_TYPES "bf16.bf16"
+template <bool TURNS_LHS, bool TURNS_RHS>
+FN void MULTIPLY_NAME(f32 (&sum)[16][4], u64 lhs, u64 rhs) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.b32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." MULTIPLY_TYPES " {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63"
+        "}, %64, %65, adds, 1, 1, %66, %67; }"
+        : SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5), SUMS(6), SUMS(7), SUMS(8), SUMS(9),
+          SUMS(10), SUMS(11), SUMS(12), SUMS(13), SUMS(14), SUMS(15)
+        : "l"(lhs), "l"(rhs), "n"(TURNS_LHS ? 1 : 0), "n"(TURNS_RHS ? 1 : 0));
+}
+template <bool TURNS_LHS, bool TURNS_RHS>
+FN void MULTIPLY_NAME(f32 (&sum)[32][4], u64 lhs, u64 rhs) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.b32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." MULTIPLY_TYPES " {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, "
+        "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, "
+        "%97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "
+        "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "}, %128, %129, adds, 1, 1, %130, %131; }"
+        : SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5), SUMS(6), SUMS(7), SUMS(8), SUMS(9),
+          SUMS(10), SUMS(11), SUMS(12), SUMS(13), SUMS(14), SUMS(15), SUMS(16), SUMS(17), SUMS(18),
+          SUMS(19), SUMS(20), SUMS(21), SUMS(22), SUMS(23), SUMS(24), SUMS(25), SUMS(26), SUMS(27),
+          SUMS(28), SUMS(29), SUMS(30), SUMS(31)
+        : "l"(lhs), "l"(rhs), "n"(TURNS_LHS ? 1 : 0), "n"(TURNS_RHS ? 1 : 0));
+}
+#undef MULTIPLY_NAME
+#undef MULTIPLY_TYPES
+#undef SUMS
 #endif

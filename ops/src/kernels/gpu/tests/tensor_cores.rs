@@ -25,6 +25,7 @@ fn device(features: &[&str]) -> DeviceInfo {
 }
 
 const AMPERE: [&str; 4] = ["tensor-cores", "sm_75", "sm_80", "bf16"];
+const HOPPER: [&str; 5] = ["tensor-cores", "sm_75", "sm_80", "bf16", "sm_90a"];
 
 fn sizes(tile: [u32; 3], warps: [u32; 2], stages: u32) -> Parameters {
     let [along_n, along_m] = warps;
@@ -38,8 +39,19 @@ fn lower(
     inputs: &[TensorType],
     outputs: &[TensorType],
 ) -> Result<Lowered, Unservable> {
+    lower_with("tensor_cores", features, parameters, op, inputs, outputs)
+}
+
+fn lower_with(
+    name: &str,
+    features: &[&str],
+    parameters: &Parameters,
+    op: &KernelOp,
+    inputs: &[TensorType],
+    outputs: &[TensorType],
+) -> Result<Lowered, Unservable> {
     let is_wanted = |v: &&crate::lower::KernelVariant| {
-        v.op == op.name() && v.name == "tensor_cores" && v.format == Language::CudaC.format()
+        v.op == op.name() && v.name == name && v.format == Language::CudaC.format()
     };
     let all = variants();
     let variant = all.iter().find(is_wanted).expect("it is registered");
@@ -313,6 +325,45 @@ fn convolutions_are_products_on_tensor_cores_too() {
     assert_close(&got[0], dtype, dtype, &expected, 18, "convolution");
 }
 
+/// Sizes for groups of four warps.
+fn groups(tile: [u32; 3], groups: [u32; 2], stages: u32) -> Parameters {
+    let [along_n, along_m] = groups;
+    Parameters::default().with_tile(tile).with_threads([128 * along_n, along_m]).with_stages(stages)
+}
+
+fn lower_groups(parameters: &Parameters, problem: &Problem) -> Lowered {
+    let types: Vec<TensorType> = problem.inputs.iter().map(|(tensor, _)| tensor.clone()).collect();
+    let op = KernelOp::Dot(problem.dot.clone());
+    lower_with("warpgroups", &HOPPER, parameters, &op, &types, std::slice::from_ref(&problem.output))
+        .unwrap_or_else(|reason| panic!("{parameters} {:?}: {reason}", problem.dot))
+}
+
+#[test]
+fn groups_of_warps_agree_with_f64_in_every_layout() {
+    let Some(mut simulator) = Simulator::new() else { return };
+    let mut random = Random::new(29);
+    let epilogue = Epilogue { bias: Some(BiasAxis::Column), relu: true };
+    for (parameters, case) in [
+        (groups([64, 128, 64], [1, 1], 3), plain(2, [70, 210, 150], [rows(8), rows(8)], BRAIN)),
+        (groups([64, 128, 64], [1, 1], 4), plain(1, [50, 333, 128], [columns(8), columns(4)], HALF)),
+        (groups([128, 128, 128], [1, 1], 3), plain(1, [131, 67, 53], [rows(1), GAPS], HALF)),
+        (
+            groups([128, 256, 64], [1, 2], 4),
+            Case { epilogue, ..plain(1, [130, 330, 264], [columns(8), rows(8)], BRAIN) },
+        ),
+    ] {
+        let problem = problem(&mut random, &case, 0);
+        let lowered = lower_groups(&parameters, &problem);
+        let halite_hal::KernelSource::Text { requires, .. } = &lowered.launches[0].source else {
+            panic!("the kernel is a text")
+        };
+        assert_eq!(requires, &["sm_90a"]);
+        let got = simulator.run(&lowered, &problem.inputs, std::slice::from_ref(&problem.output));
+        let (dtype, out) = case.dtypes;
+        assert_close(&got[0], out, dtype, &problem.expected, case.size[1], &format!("{parameters}"));
+    }
+}
+
 /// The product itself is the library's.
 #[test]
 fn what_follows_a_product_of_the_vendors_library_keeps_nan() {
@@ -358,11 +409,15 @@ fn the_simulator_finds_races_and_copies_that_nobody_waits_for() {
     let types: Vec<TensorType> = problem.inputs.iter().map(|(tensor, _)| tensor.clone()).collect();
     let (op, outputs) = (KernelOp::Dot(problem.dot.clone()), [problem.output.clone()]);
     let lowered = lower(&AMPERE, &sizes([32, 32, 32], [1, 2], 3), &op, &types, &outputs).expect("it fits");
-    for (right, wrong, message) in [
-        ("await_copies<STAGES - 2>();", "await_copies<STAGES - 1>();", "a copy to it is under way"),
-        ("BARRIER();\n        if (step", "if (step", "shared memory at"),
-        ("free_stage = STAGES - 1", "free_stage = 0", "shared memory at"),
-        ("M - first_row, k_end - k", "M - first_row + 1, k_end - k", "outside of all buffers"),
+    let of_groups = lower_groups(&groups([64, 128, 64], [1, 1], 3), &problem);
+    for (lowered, right, wrong, message) in [
+        (&lowered, "await_copies<AHEAD - 1>();", "await_copies<AHEAD>();", "a copy to it is under way"),
+        (&lowered, "BARRIER();\n        if (next", "if (next", "shared memory at"),
+        (&lowered, "free_stage = AHEAD", "free_stage = 0", "shared memory at"),
+        (&lowered, "M - first_row, k_end - k", "M - first_row + 1, k_end - k", "outside of all buffers"),
+        (&of_groups, "show_copies();\n", "\n", "was not shown"),
+        (&of_groups, "await_products<1>();", "await_products<2>();", "while it is multiplied"),
+        (&of_groups, "#define AHEAD (STAGES - 2)", "#define AHEAD (STAGES - 1)", "while it is multiplied"),
     ] {
         let mut broken = lowered.clone();
         let halite_hal::KernelSource::Text { source, .. } = &mut broken.launches[0].source else {

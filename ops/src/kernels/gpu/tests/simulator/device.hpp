@@ -85,6 +85,8 @@ struct Thread {
     Index index;
     std::vector<Copy> open_copies;
     std::deque<std::vector<Copy>> groups;
+    // What it wrote to shared memory and has not shown to units of their own yet: places and bytes.
+    std::vector<std::pair<uint32_t, int>> unshown;
 };
 
 static std::vector<Thread> threads;
@@ -159,7 +161,7 @@ struct Word {
     long writer = -1, written = -1;
     // A thread that read since the barrier before, -2 for several.
     long reader = -1, read = -1;
-    bool is_under_way = false;
+    bool is_under_way = false, is_shown = false;
 };
 
 static std::vector<char> shared;
@@ -184,8 +186,9 @@ static void end_write(uint32_t at, int bytes) {
     for_words(at, bytes, [](Word& word, uint32_t) {
         word.writer = (long)own;
         word.written = (long)epoch;
-        word.is_under_way = false;
+        word.is_under_way = word.is_shown = false;
     });
+    threads[own].unshown.push_back({at, bytes});
 }
 
 static void read(uint32_t at, int bytes) {
@@ -276,6 +279,7 @@ static void run_block(Index block_size) {
         thread.is_begun = thread.is_done = false;
         thread.index = {(unsigned)(i % block_size.x), (unsigned)(i / block_size.x), 0};
         thread.groups.clear();
+        thread.unshown.clear();
     }
     if (_setjmp(host) == 0) enter(goes_backwards ? count - 1 : 0);
     goes_backwards = !goes_backwards;
