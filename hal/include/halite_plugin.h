@@ -137,7 +137,7 @@ typedef struct halite_host {
 } halite_host;
 
 /* An option for opening a device, such as machine = FILE. An unknown key is HALITE_STATUS_INVALID_ARGUMENT, with
- * the known keys in the text. */
+ * the key and those that are known in the text. */
 typedef struct halite_option {
     uint64_t struct_size;
     const char *key;
@@ -338,7 +338,7 @@ typedef struct halite_plugin {
 
     /* Optional, in any plugin. */
 
-    /* Device time between two events that are over. INVALID_ARGUMENT in the other order. */
+    /* Device time between two events that are over; 0 in the other order. */
     halite_status (*event_elapsed)(halite_event earlier, halite_event later, uint64_t *nanoseconds,
                                    halite_error *error);
     /* Forgets the failure of a stream, which is idle. Without it, the host makes a new stream. */

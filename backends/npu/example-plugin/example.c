@@ -1,9 +1,8 @@
 /* A complete Halite plugin in C99, to learn from and to start from: tier 1, and the built-ins copy, fill and add.
  *
  * Its one device is a part of the host: device memory is host memory, and a stream does its work inside of the call
- * that enqueues it, so nothing is ever pending. Real hardware differs there alone; docs/writing-a-plugin.md leads to
- * this file step by step and says what changes. What can fail here is memory, and on request the N-th piece of
- * work of a stream: the option fail_after=N, for trying out how failures travel. */
+ * that enqueues it, so nothing is ever pending; docs/writing-a-plugin.md leads to this file and says what changes with
+ * a queue. Work fails here on request alone: the option fail_after=N lets the N-th piece of a stream's work fail. */
 #define _POSIX_C_SOURCE 200809L
 #include "halite_plugin.h"
 
@@ -66,16 +65,18 @@ static halite_status read_options(uint32_t index, uint32_t count, const halite_o
         return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "there is device 0 alone");
     for (uint32_t i = 0; i < count; ++i) {
         *fail_after = strtoull(options[i]->value, &end, 10);
-        if (strcmp(options[i]->key, "fail_after") != 0 || *fail_after == 0 || *end != '\0')
-            return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "the one known option is fail_after, a number from 1");
+        if (strcmp(options[i]->key, "fail_after") != 0 || *fail_after == 0 || *end != '\0') {
+            snprintf(error->text, (size_t)error->text_capacity, "no option is %s=%s; there is fail_after, from 1 on",
+                     options[i]->key, options[i]->value);
+            return HALITE_STATUS_INVALID_ARGUMENT;
+        }
     }
     return HALITE_STATUS_OK;
 }
 
 static halite_status device_info(uint32_t index, uint32_t option_count, const halite_option *const *options,
                                  halite_device_info *out, halite_error *error) {
-    uint64_t ignored;
-    halite_status status = read_options(index, option_count, options, &ignored, error);
+    halite_status status = read_options(index, option_count, options, &(uint64_t){0}, error);
     const halite_device_info info = {
         .struct_size = out->struct_size, /* stays as the host has set it */
         .name = "Halite example device", .vendor = "Halite", .driver_version = "1.0",
@@ -142,11 +143,12 @@ static void memory_free(halite_device handle, halite_memory block) {
 }
 
 static halite_status memory_info(halite_device handle, halite_memory_info *out, halite_error *error) {
+    halite_memory_info info = {.struct_size = out->struct_size, .total_bytes = MEMORY_BYTES};
     (void)error;
-    out->total_bytes = MEMORY_BYTES;
     pthread_mutex_lock(&AS(device, handle)->lock);
-    out->free_bytes = MEMORY_BYTES - AS(device, handle)->used_bytes;
+    info.free_bytes = MEMORY_BYTES - AS(device, handle)->used_bytes;
     pthread_mutex_unlock(&AS(device, handle)->lock);
+    memcpy(out, &info, out->struct_size < sizeof info ? (size_t)out->struct_size : sizeof info);
     return HALITE_STATUS_OK;
 }
 
@@ -259,9 +261,9 @@ static halite_status event_wait(halite_event handle, uint64_t timeout_ns, halite
 
 static halite_status event_elapsed(halite_event earlier, halite_event later, uint64_t *nanoseconds,
                                    halite_error *error) {
-    if (AS(event, later)->time_ns < AS(event, earlier)->time_ns)
-        return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "the second event came before the first");
-    *nanoseconds = AS(event, later)->time_ns - AS(event, earlier)->time_ns;
+    uint64_t from = AS(event, earlier)->time_ns, to = AS(event, later)->time_ns;
+    (void)error;
+    *nanoseconds = to > from ? to - from : 0;
     return HALITE_STATUS_OK;
 }
 
@@ -308,9 +310,8 @@ static halite_status describe(const halite_builtin_desc *desc, builtin *b, halit
 }
 
 static halite_status builtin_validate(halite_device handle, const halite_builtin_desc *desc, halite_error *error) {
-    builtin ignored;
     (void)handle;
-    return describe(desc, &ignored, error);
+    return describe(desc, &(builtin){0}, error);
 }
 
 static halite_status builtin_prepare(halite_device handle, const halite_builtin_desc *desc, halite_builtin *out,

@@ -272,7 +272,8 @@ fn options_that_it_does_not_know_are_refused_by_name() {
     for (key, value) in [("fail", "1"), ("fail_after", "0"), ("fail_after", "2x"), ("fail_after", "")] {
         let error = plugin(path.clone()).with_option(key, value).probe().unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::InvalidArgument);
-        assert!(error.message().contains("the one known option is fail_after"), "{error}");
+        let given = format!("no option is {key}={value}; there is fail_after,");
+        assert!(error.message().contains(&given), "{error}");
     }
 }
 
@@ -290,5 +291,5 @@ fn times_of_events_are_in_order() {
         .map(|(later, earlier)| later.elapsed_since(earlier).unwrap());
     assert!(!spans[0].is_zero());
     assert_eq!(spans[0] + spans[1], spans[2]);
-    assert_eq!(first.elapsed_since(&second).unwrap_err().kind(), &ErrorKind::InvalidArgument);
+    assert!(first.elapsed_since(&second).unwrap().is_zero());
 }
