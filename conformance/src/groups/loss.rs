@@ -15,19 +15,22 @@ struct Lost {
     done: Event,
 }
 
-/// The device is lost in its third command: a write that is done, and two more.
+/// Before this command the device is well: a write, and what layers around the device do of their own.
+const LAST_COMMAND: u64 = 60;
+
+/// A device that is lost in the middle of enqueued work, with work that was done before.
 fn lose(context: &Context) -> Result<Lost, Stop> {
     let Some(open) = &context.target().losing else {
         return Err(skipped("there is no way to lose this device on purpose"));
     };
-    let device = open(3)?;
+    let device = open(LAST_COMMAND)?;
     let stream = device.create_stream()?;
     let buffer = device.allocate(64, MemoryKind::Device)?.all();
     stream.write(&buffer, vec![1; 64])?;
     let done = stream.record()?;
     done.wait(Some(PATIENCE))?;
-    for value in 0..100u8 {
-        if stream.fill(&buffer, &[value]).is_err() {
+    for value in 0..1000u32 {
+        if stream.fill(&buffer, &value.to_le_bytes()).is_err() {
             break;
         }
     }

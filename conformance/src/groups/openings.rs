@@ -5,7 +5,7 @@
 
 use super::{Tests, in_threads};
 use crate::context::{Context, holds, same_bytes};
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::{Outcome, Stop, unsupported};
 use crate::program::TestKernel;
 use halite_hal::{
     BufferSlice, CommandListBuilder, Device, ErrorKind, MemoryKind, RecordedCommand, RecordedRange, Stream,
@@ -17,8 +17,6 @@ struct Other {
     device: Device,
     stream: Stream,
     buffer: BufferSlice,
-    /// Whether it is the same opening after all, as a backend may decide.
-    is_shared: bool,
 }
 
 fn other(context: &Context) -> Result<Other, Stop> {
@@ -27,15 +25,19 @@ fn other(context: &Context) -> Result<Other, Stop> {
     let buffer = device.allocate(64, MemoryKind::Device)?.all();
     stream.fill(&buffer, &[2])?;
     stream.synchronize()?;
-    let is_shared = device.id().is_same_opening(context.device().id());
-    Ok(Other { device, stream, buffer, is_shared })
+    Ok(Other { device, stream, buffer })
 }
 
-/// Refused where the openings are apart, and taken where they are one.
-fn judge(other: &Other, result: halite_hal::Result<()>, what: &str) -> Outcome {
-    if other.is_shared {
-        return Ok(result?);
+/// Another opening that is apart; a backend that opens a device once has none.
+fn apart(context: &Context) -> Result<Other, Stop> {
+    let other = other(context)?;
+    if other.device.id().is_same_opening(context.device().id()) {
+        return Err(unsupported("the device is opened once, and its handles share everything"));
     }
+    Ok(other)
+}
+
+fn refuses(result: halite_hal::Result<()>, what: &str) -> Outcome {
     ensure_kind!(result, ErrorKind::InvalidArgument, "{what} of another opening");
     Ok(())
 }
@@ -55,18 +57,15 @@ pub(super) fn tests(tests: &mut Tests) {
     for (name, call) in calls {
         tests.add(
             format!("{name}-stays-within-an-opening"),
-            "objects of another opening are refused, unless it is the same one; neither is harmed",
+            "objects of another opening are refused, and neither is harmed",
             move |context| {
-                let (stream, other) = (context.stream()?, other(context)?);
+                let (stream, other) = (context.stream()?, apart(context)?);
                 let own = context.upload(&stream, &[1; 64])?;
                 stream.synchronize()?;
-                judge(&other, call(&stream, &own, &other), "an object")?;
+                refuses(call(&stream, &own, &other), "an object")?;
                 stream.synchronize()?;
-                if !other.is_shared {
-                    holds(&stream, &own, &[1; 64], "the own buffer")?;
-                    holds(&other.stream, &other.buffer, &[2; 64], "the other opening's buffer")?;
-                }
-                Ok(())
+                holds(&stream, &own, &[1; 64], "the own buffer")?;
+                holds(&other.stream, &other.buffer, &[2; 64], "the other opening's buffer")
             },
         );
     }
@@ -75,10 +74,10 @@ pub(super) fn tests(tests: &mut Tests) {
         "kernels and buffers of another opening are refused",
         |context| {
             let (kernel, stream, other) =
-                (context.kernel(TestKernel::Update)?, context.stream()?, other(context)?);
+                (context.kernel(TestKernel::Update)?, context.stream()?, apart(context)?);
             let args = [other.buffer.clone().into(), super::launch::number(4), super::launch::number(1)];
-            judge(&other, stream.launch(&kernel, [1, 1, 1], &args), "a buffer")?;
-            judge(&other, other.stream.launch(&kernel, [1, 1, 1], &args), "a kernel")?;
+            refuses(stream.launch(&kernel, [1, 1, 1], &args), "a buffer")?;
+            refuses(other.stream.launch(&kernel, [1, 1, 1], &args), "a kernel")?;
             stream.synchronize()?;
             Ok(other.stream.synchronize()?)
         },
@@ -87,7 +86,7 @@ pub(super) fn tests(tests: &mut Tests) {
         "lists-stay-within-an-opening",
         "lists are finished and replayed within one opening",
         |context| {
-            let (stream, other) = (context.stream()?, other(context)?);
+            let (stream, other) = (context.stream()?, apart(context)?);
             let recorded = |buffer: &BufferSlice| {
                 let mut list = CommandListBuilder::new();
                 list.push(RecordedCommand::Fill {
@@ -96,9 +95,9 @@ pub(super) fn tests(tests: &mut Tests) {
                 });
                 list
             };
-            judge(&other, context.device().finish(recorded(&other.buffer)).map(drop), "a buffer")?;
+            refuses(context.device().finish(recorded(&other.buffer)).map(drop), "a buffer")?;
             let list = other.device.finish(recorded(&other.buffer))?;
-            judge(&other, stream.replay(&list, &[], &[]), "a list")?;
+            refuses(stream.replay(&list, &[], &[]), "a list")?;
             Ok(stream.synchronize()?)
         },
     );
@@ -106,14 +105,11 @@ pub(super) fn tests(tests: &mut Tests) {
         "time-stays-within-an-opening",
         "the time between events of two openings is refused",
         |context| {
-            let (stream, other) = (context.stream()?, other(context)?);
+            let (stream, other) = (context.stream()?, apart(context)?);
             let (own, theirs) = (stream.record()?, other.stream.record()?);
             stream.synchronize()?;
             other.stream.synchronize()?;
-            match own.elapsed_since(&theirs) {
-                Err(error) if other.is_shared && *error.kind() == ErrorKind::Unsupported => Ok(()),
-                result => judge(&other, result.map(drop), "an event"),
-            }
+            refuses(own.elapsed_since(&theirs).map(drop), "an event")
         },
     );
     tests.add(

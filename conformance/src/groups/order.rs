@@ -340,7 +340,8 @@ fn events(tests: &mut Tests) {
         |context| {
             let [first, second] = context.streams()?;
             let buffer = context.buffer(1 << 20)?;
-            for value in 0..20u8 {
+            for value in 0..10u8 {
+                context.busy(&first, Duration::from_millis(2))?;
                 first.fill(&buffer, &[value])?;
                 let event = first.record()?;
                 eventually("the event is done", || Ok(event.is_done()?))?;
@@ -356,7 +357,8 @@ fn events(tests: &mut Tests) {
         |context| {
             let [first, second] = context.streams()?;
             let buffer = context.buffer(1 << 20)?;
-            for value in 0..20u8 {
+            for value in 0..10u8 {
+                context.busy(&first, Duration::from_millis(2))?;
                 first.fill(&buffer, &[value])?;
                 ends(&first.record()?, "the fill")?;
                 holds(&second, &buffer, &vec![value; 1 << 20], "what another stream sees")?;

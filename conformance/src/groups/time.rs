@@ -41,12 +41,17 @@ pub(super) fn tests(tests: &mut Tests) {
         let stream = context.stream()?;
         let mut times = Vec::new();
         for time in [Duration::from_millis(2), Duration::from_millis(20)] {
+            let mut shortest = Duration::MAX;
+            // A busy host makes any one of them longer, and none shorter.
             context.busy(&stream, time)?;
-            let first = stream.record()?;
-            context.busy(&stream, time)?;
-            let second = stream.record()?;
-            ends(&second, "the work")?;
-            times.push(elapsed(&first, &second)?);
+            for _ in 0..4 {
+                let first = stream.record()?;
+                context.busy(&stream, time)?;
+                let second = stream.record()?;
+                ends(&second, "the work")?;
+                shortest = shortest.min(elapsed(&first, &second)?);
+            }
+            times.push(shortest);
         }
         ensure!(times[1] > times[0], "the short work took {:?}, the long one {:?}", times[0], times[1]);
         Ok(())

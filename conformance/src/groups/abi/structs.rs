@@ -5,7 +5,6 @@ use super::raw::{Message, Options, Out, RawDevice, RawStream, function};
 use crate::context::Context;
 use crate::outcome::{Outcome, Stop, failed, unsupported};
 use halite_hal::plugin::{self, Status};
-use std::mem::offset_of;
 use std::ptr;
 
 /// Statuses with which a plugin refuses what is not there or not right.
@@ -40,16 +39,16 @@ fn describe(context: &Context, size: usize) -> Result<Out<plugin::DeviceInfo>, S
 }
 
 fn devices(tests: &mut Tests) {
-    for (name, size) in [
-        ("that-ends-at-the-alignment", offset_of!(plugin::DeviceInfo, dtype_mask)),
-        ("that-ends-at-the-arguments", offset_of!(plugin::DeviceInfo, program_format)),
-        ("that-is-longer", size_of::<plugin::DeviceInfo>() + 128),
-    ] {
+    for more in [8usize, 128] {
+        let size = size_of::<plugin::DeviceInfo>() + more;
         tests.add(
-            format!("a-device-info-{name}"),
-            "a plugin writes the fields that fit a structure, the same ones in every size, and nothing beyond",
+            format!("a-device-info-longer-by-{more}"),
+            "a plugin writes the fields that it knows to a longer structure, and nothing beyond",
             move |context| {
-                let (other, own) = (describe(context, size)?.read(), describe(context, size_of::<plugin::DeviceInfo>())?.read());
+                let (other, own) = (
+                    describe(context, size)?.read(),
+                    describe(context, size_of::<plugin::DeviceInfo>())?.read(),
+                );
                 ensure_eq!(other.memory_bytes, own.memory_bytes, "the memory");
                 ensure_eq!(other.max_allocation_bytes, own.max_allocation_bytes, "the largest allocation");
                 ensure_eq!(other.offset_alignment_bytes, own.offset_alignment_bytes, "the alignment");
@@ -115,7 +114,7 @@ fn devices(tests: &mut Tests) {
     for (name, more) in [("option", 0usize), ("longer-option", 64)] {
         tests.add(
             format!("an-unknown-{name}"),
-            "an option that the plugin does not know is an invalid argument, and named",
+            "an option that the plugin does not know is an invalid argument, with a message",
             move |context| {
                 let access = context.plugin()?;
                 let open = function(access.table().device_open, "device_open")?;
@@ -130,8 +129,7 @@ fn devices(tests: &mut Tests) {
                 // SAFETY: as in `describe`.
                 let status =
                     unsafe { open(access.index(), 1, options.as_ptr(), &mut handle, message.as_mut_ptr()) };
-                let text = message.expect(status, &[plugin::STATUS_INVALID_ARGUMENT], "device_open")?;
-                ensure!(text.contains("no.such.option"), "the message does not name the option: {text}");
+                message.expect(status, &[plugin::STATUS_INVALID_ARGUMENT], "device_open").map(drop)?;
                 option.check("device_open")
             },
         );
@@ -160,13 +158,11 @@ fn memory_info(device: &RawDevice, size: usize) -> Result<Out<plugin::MemoryInfo
 }
 
 fn results(tests: &mut Tests) {
-    for (name, size) in [
-        ("that-is-shorter", offset_of!(plugin::MemoryInfo, total_bytes)),
-        ("that-is-longer", size_of::<plugin::MemoryInfo>() + 32),
-    ] {
+    for more in [8usize, 32] {
+        let size = size_of::<plugin::MemoryInfo>() + more;
         tests.add(
-            format!("a-memory-info-{name}"),
-            "a plugin writes the fields that fit, and nothing beyond",
+            format!("a-memory-info-longer-by-{more}"),
+            "a plugin writes the fields that it knows to a longer structure, and nothing beyond",
             move |context| {
                 let device = RawDevice::open(context.plugin()?)?;
                 let (other, own) = (
