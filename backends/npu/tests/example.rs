@@ -293,3 +293,75 @@ fn times_of_events_are_in_order() {
     assert_eq!(spans[0] + spans[1], spans[2]);
     assert!(first.elapsed_since(&second).unwrap().is_zero());
 }
+
+/// The code blocks of the guide, in order.
+fn guide() -> Vec<String> {
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/writing-a-plugin.md"));
+    let text = text.unwrap();
+    text.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_guides_first_table_is_refused_with_the_words_that_it_quotes() {
+    let folder = Folder::new("guide-first");
+    let source = folder.file("mine.c", &guide()[0]);
+    let flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+    let Some(path) = folder.compile_with("cc", &flags, &source, "libhalite_npu_mine.so") else { return };
+    let error = plugin(path).probe().unwrap_err();
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/writing-a-plugin.md"));
+    let quoted = "libhalite_npu_mine.so' lacks the required function device_count; use a plugin that keeps to \
+                  halite_plugin.h 1.0";
+    assert!(text.unwrap().contains(quoted) && error.message().ends_with(quoted), "{error}");
+}
+
+#[test]
+fn the_guides_queue_runs_work_in_order_and_skips_what_comes_behind_a_failure() {
+    let folder = Folder::new("guide-queue");
+    let main = r#"
+#include <stdio.h>
+static queue q;
+static int runs, done;
+static halite_status run(struct work *w, halite_status failure) {
+    (void)w;
+    runs += 1;
+    done += failure == HALITE_STATUS_OK;
+    return runs == 3 ? HALITE_STATUS_FAULT : failure;
+}
+int main(void) {
+    pthread_t thread;
+    struct timespec past = {0, 0};
+    halite_completion before = {0}, after = {0};
+    pthread_mutex_init(&q.lock, NULL);
+    pthread_cond_init(&q.changed, NULL);
+    q.last = &q.first;
+    for (int i = 0; i < 5; ++i) {
+        work *w = malloc(sizeof *w);
+        w->run = run;
+        enqueue(&q, w);
+    }
+    synchronize(&q, &past, &before);
+    pthread_create(&thread, NULL, worker, &q);
+    synchronize(&q, NULL, &after);
+    pthread_mutex_lock(&q.lock);
+    q.closing = 1;
+    pthread_cond_broadcast(&q.changed);
+    pthread_mutex_unlock(&q.lock);
+    pthread_join(thread, NULL);
+    printf("%u %u %d %d %d", before.state, after.state, after.status, runs, done);
+    return 0;
+}
+"#;
+    let source = folder.file("queue.c", format!("#define _POSIX_C_SOURCE 200809L\n{}{main}", guide()[1]));
+    let flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
+    let include = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hal/include");
+    let program = folder.0.join("queue");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(flags).args(["-I", include, "-o"]).arg(&program).arg(source);
+    let Ok(output) = compiler.output() else { return println!("skipped: no C compiler") };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = std::process::Command::new(program).output().unwrap();
+    // Pending, then failed with FAULT; all five ran, and the first three without a failure before them.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0 2 9 5 3");
+}
