@@ -22,7 +22,7 @@ const WARPGROUP: usize = 128;
 const WARPGROUP_ROWS: usize = 64;
 const WARPGROUP_COLUMNS: [usize; 2] = [128, 256];
 
-/// Bytes, and elements, of a line in shared memory that groups of warps read, and what tiles are then aligned to.
+/// Elements of a line in shared memory that groups of warps read, and the bytes that tiles then begin at multiples of.
 const LINE: usize = 64;
 const TILE_ALIGNMENT: usize = 1024;
 
@@ -61,13 +61,13 @@ pub(super) fn tiles() -> Vec<Parameters> {
     shapes.into_iter().map(of).collect()
 }
 
-/// The same for groups of warps.
+/// The same for groups of warps; the first one is that of large products.
 pub(super) fn warpgroup_tiles() -> Vec<Parameters> {
     let shapes = [
-        ([128, 128, 64], [128, 2], 4),
-        ([128, 256, 64], [128, 2], 3),
         ([128, 256, 64], [128, 2], 4),
+        ([128, 256, 64], [128, 2], 3),
         ([256, 128, 64], [128, 2], 4),
+        ([128, 128, 64], [128, 2], 4),
     ];
     let of = |(tile, threads, stages): ([u32; 3], [u32; 2], u32)| {
         Parameters::default().with_tile(tile).with_threads(threads).with_stages(stages).with_split_k(16)
