@@ -1,19 +1,37 @@
-//! What launching costs: kernels that do nothing.
+//! What launching costs: kernels that do nothing, without layers (but those of `HALITE_LAYERS`) and inside of each that
+//! is meant to be cheap.
 
 use crate::Outcome;
-use criterion::{Criterion, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
 use halite::Session;
 use halite::hal::{
-    CommandListBuilder, DeviceInfo, KernelSource, NativeKernel, RecordedCommand, Result as HalResult,
-    Signature,
+    CommandListBuilder, Device, DeviceInfo, KernelSource, Layer, NativeKernel, RecordedCommand,
+    Result as HalResult, Signature,
 };
 use halite::isa::{CoreKind, KernelBuilder, Program, ProgramError};
+use halite::layers::validate::Validate;
 
 /// Launches in a row.
 const ROW: usize = 100;
 
 pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceInfo, name: &str) -> Outcome {
-    let device = session.open_device(&info.id.to_string())?;
+    let open = || session.open_device(&info.id.to_string());
+    let mut group = criterion.benchmark_group(name);
+    launches(&mut group, &open()?, info, "")?;
+    // A benchmark that breaks rules would measure reports.
+    let validate = Validate::on_finding(|finding| panic!("{finding}"));
+    launches(&mut group, &validate.wrap(open()?)?, info, "/validate")?;
+    group.finish();
+    Ok(())
+}
+
+fn launches(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    device: &Device,
+    info: &DeviceInfo,
+    suffix: &str,
+) -> Outcome {
     let stream = device.create_stream()?;
     let kernel = device.load(&empty_kernel(info)?)?;
     let launch = || stream.launch(&kernel, [1, 1, 1], &[]);
@@ -23,27 +41,26 @@ pub(crate) fn bench(criterion: &mut Criterion, session: &Session, info: &DeviceI
     }
     let list = device.finish(commands)?;
 
-    let mut group = criterion.benchmark_group(name);
-    group.bench_function("single", |bencher| {
+    group.throughput(Throughput::Elements(1));
+    group.bench_function(format!("single{suffix}"), |bencher| {
         bencher.iter(|| -> HalResult<()> {
             launch()?;
             stream.synchronize()
         });
     });
     group.throughput(Throughput::Elements(ROW as u64));
-    group.bench_function("back_to_back", |bencher| {
+    group.bench_function(format!("back_to_back{suffix}"), |bencher| {
         bencher.iter(|| -> HalResult<()> {
             (0..ROW).try_for_each(|_| launch())?;
             stream.synchronize()
         });
     });
-    group.bench_function("replay", |bencher| {
+    group.bench_function(format!("replay{suffix}"), |bencher| {
         bencher.iter(|| -> HalResult<()> {
             stream.replay(&list, &[], &[])?;
             stream.synchronize()
         });
     });
-    group.finish();
     // A failure within a measurement poisons the stream and shows here.
     Ok(stream.synchronize()?)
 }

@@ -127,14 +127,15 @@ pub struct PoolStats {
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
+    // Memory goes before the device, which this may be the last handle of.
+    arena: Mutex<Arena>,
+    /// What allocations of zero bytes lie in.
+    empty: OnceLock<Buffer>,
     device: Device,
     kind: MemoryKind,
     config: PoolConfig,
     /// The longest allocation that the device or the limit could ever allow.
     largest_bytes: u64,
-    arena: Mutex<Arena>,
-    /// What allocations of zero bytes lie in.
-    empty: OnceLock<Buffer>,
 }
 
 impl Pool {
@@ -236,13 +237,14 @@ impl fmt::Debug for Pool {
 /// enqueued work and never fails, from any thread and on a lost device too. Clones of the slice keep the device's
 /// memory valid beyond the drop, but what lies in it may then be somebody else's.
 pub struct Allocation {
-    pool: Pool,
     slice: BufferSlice,
     /// `None` for zero bytes.
     chunk: Option<usize>,
     owner: u64,
     /// Other streams that used it.
     users: Mutex<Vec<Stream>>,
+    // After the memory: this may be the last handle of the device.
+    pool: Pool,
 }
 
 impl Allocation {

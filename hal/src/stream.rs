@@ -29,8 +29,9 @@ pub struct Stream(Arc<Inner>);
 
 struct Inner {
     id: u64,
-    device: Device,
+    // Before the device, which this may be the last handle of: a layer may report what outlives its device.
     stream: Box<dyn driver::Stream>,
+    device: Device,
 }
 
 impl Stream {

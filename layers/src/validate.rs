@@ -41,8 +41,9 @@
 //! **Ends.** Allocations are 64 bytes longer than asked, and the handle does not show the rest. Zones are looked at when
 //! a buffer is freed, when a stream is synchronized or read from, and by [`Validate::check_red_zones`]. Only ends have
 //! zones: a buffer begins where the driver's allocation does. [`Pool`]s give each allocation a buffer of its own, so
-//! every tensor has a zone. A buffer that takes the last free bytes of a device has none, and neither has any on a
-//! device that does not keep what is written, such as the `null` one.
+//! every tensor has a zone; the layer itself reuses memory of the same length, once its zone was found intact. A buffer
+//! that takes the last free bytes of a device has none, and neither has any on a device that does not keep what is
+//! written, such as the `null` one.
 //!
 //! **Host memory.** Sums of ranges that are read by copies and launches (not by replays) are compared when the host
 //! learns that the work is over, if the host's address was asked for and no enqueued work may write them.

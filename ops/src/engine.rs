@@ -42,14 +42,15 @@ const MAX_KERNELS: usize = 4096;
 pub struct Engine(Arc<Inner>);
 
 struct Inner {
-    device: Device,
-    stream: Stream,
+    // What the device made goes before it: a layer may report what outlives its device.
+    work: Mutex<Work>,
+    kernels: Mutex<HashMap<String, ChosenKernel>>,
     pool: Pool,
+    stream: Stream,
+    device: Device,
     profile: Arc<Profile>,
     catalog: Catalog,
     fallback: Option<Engine>,
-    work: Mutex<Work>,
-    kernels: Mutex<HashMap<String, ChosenKernel>>,
     counters: Counters,
     fallbacks: Mutex<BTreeMap<(String, String), u64>>,
 }

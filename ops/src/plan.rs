@@ -321,7 +321,8 @@ impl<'a> Planner<'a> {
     }
 
     /// Places intermediate values and workspaces in one arena, so that ranges whose lifetimes meet do not overlap:
-    /// the largest first, each at the lowest free offset.
+    /// the largest first, each at the lowest free offset. Where a layer wants memory apart, to see what goes beyond
+    /// it, each value gets an allocation instead.
     fn place_arena(&mut self, lowered: &[LoweredUnit]) {
         struct Range {
             bytes: u64,
@@ -330,12 +331,18 @@ impl<'a> Planner<'a> {
             target: Result<ValueIndex, usize>,
         }
         let alignment = self.engine.device().info().limits.offset_alignment_bytes.max(ARENA_ALIGNMENT);
+        let is_apart = self.engine.device().isolates_allocations();
         let mut by_value: HashMap<ValueIndex, Range> = HashMap::new();
         let mut ranges = Vec::new();
         for (position, step) in lowered.iter().enumerate() {
             for &value in &step.unit.outputs {
                 if self.places[value].is_none() {
                     let bytes = self.fused.values[value].kind.len_bytes() as u64;
+                    if is_apart {
+                        self.places[value] = Some(Place::Output(self.allocations.len()));
+                        self.allocations.push(bytes);
+                        continue;
+                    }
                     by_value
                         .insert(value, Range { bytes, first: position, last: position, target: Ok(value) });
                 }

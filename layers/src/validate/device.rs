@@ -24,26 +24,26 @@ impl ValidateDevice {
             _ => info.limits.max_allocation_bytes.min(info.memory_bytes),
         };
         let padded = len.checked_add(zone::BYTES).filter(|padded| *padded <= limit);
-        let Some(padded) = padded.filter(|_| len > 0 && state.zones.is_on()) else {
-            return Ok((state.inner.driver().allocate(len, kind)?, false));
+        let padded = padded.filter(|_| len > 0 && state.zones.is_on());
+        let room = padded.unwrap_or(len);
+        let allocate = |room| {
+            let memory = state.inner.driver().allocate(room, kind)?;
+            Ok((memory, padded == Some(room)))
         };
-        let mut result = state.inner.driver().allocate(padded, kind);
-        if result.as_ref().is_err_and(is_full) && state.graves() > 0 {
-            // What was given back may be all that is missing.
-            state.exhume();
-            result = state.inner.driver().allocate(padded, kind);
-        }
-        match result {
-            Err(error) if is_full(&error) && self.is_zone_too_much(len, padded) => {
-                Ok((state.inner.driver().allocate(len, kind)?, false))
+        match allocate(room) {
+            Err(error) if is_full(&error) => {
+                // What the layer holds, or the zone, may be all that is missing. Any other reason stands.
+                let held = state.graves() > 0 || state.zones.spares().1 > 0;
+                state.exhume();
+                state.zones.release_spares();
+                match state.inner.memory() {
+                    Ok(memory) if held && memory.free_bytes >= room => allocate(room),
+                    Ok(memory) if (len..room).contains(&memory.free_bytes) => allocate(len),
+                    _ => Err(error),
+                }
             }
-            result => Ok((result?, true)),
+            result => result,
         }
-    }
-
-    /// Whether the memory that is free suffices without a zone only.
-    fn is_zone_too_much(&self, len: u64, padded: u64) -> bool {
-        self.0.inner.memory().is_ok_and(|memory| (len..padded).contains(&memory.free_bytes))
     }
 }
 
@@ -59,8 +59,14 @@ impl driver::Device for ValidateDevice {
     fn memory(&self) -> Result<MemoryInfo> {
         self.0.exhume();
         let memory = self.0.pass(self.0.inner.memory())?;
-        let zones = self.0.zones.bytes();
-        Ok(MemoryInfo { used_bytes: memory.used_bytes.saturating_sub(zones), ..memory })
+        let (spare_bytes, spares) = self.0.zones.spares();
+        let own_bytes = self.0.zones.bytes() + spare_bytes;
+        Ok(MemoryInfo {
+            used_bytes: memory.used_bytes.saturating_sub(own_bytes),
+            free_bytes: memory.free_bytes.saturating_add(spare_bytes),
+            buffers: memory.buffers.saturating_sub(spares),
+            ..memory
+        })
     }
 
     fn health(&self) -> Health {
@@ -73,8 +79,14 @@ impl driver::Device for ValidateDevice {
         if state.graves() >= zone::MOST_GRAVES {
             state.exhume();
         }
-        let (memory, is_padded) = state.pass(self.allocate_padded(len_bytes, kind))?;
-        let has_zone = is_padded && state.zones.mark(&memory, len_bytes);
+        let (memory, has_zone) = match state.zones.reuse(kind, len_bytes) {
+            Some(memory) => (memory, true),
+            None => {
+                let (memory, is_padded) = state.pass(self.allocate_padded(len_bytes, kind))?;
+                let has_zone = is_padded && state.zones.mark(&memory, len_bytes);
+                (memory, has_zone)
+            }
+        };
         let tracked = Tracked::new(state, memory.clone(), len_bytes, has_zone);
         Ok(memory.attach(len_bytes, Box::new(BufferMark(tracked))))
     }

@@ -236,21 +236,25 @@ impl Living {
     }
 }
 
+/// Objects of one noun that one place made.
+struct Group {
+    objects: Vec<Object>,
+    origin: Arc<Place>,
+}
+
 /// A report for each place that made some of the objects.
 pub(super) fn leaks(objects: Vec<(Object, Arc<Place>)>) -> Vec<Draft> {
-    let mut places: BTreeMap<(&'static str, String), (Vec<Object>, Arc<Place>)> = BTreeMap::new();
+    let mut places: BTreeMap<(&'static str, String), Group> = BTreeMap::new();
     for (object, origin) in objects {
         let key = (object.noun(), origin.to_string());
-        places.entry(key).or_insert_with(|| (Vec::new(), origin)).0.push(object);
+        places.entry(key).or_insert_with(|| Group { objects: Vec::new(), origin }).objects.push(object);
     }
-    places
-        .into_iter()
-        .map(|((noun, place), (objects, origin))| leak(noun, &place, &objects, origin))
-        .collect()
+    places.into_iter().map(|((noun, place), group)| leak(noun, &place, group)).collect()
 }
 
 /// The report for objects of one noun and one place.
-fn leak(noun: &str, place: &str, objects: &[Object], origin: Arc<Place>) -> Draft {
+fn leak(noun: &str, place: &str, group: Group) -> Draft {
+    let Group { objects, origin } = group;
     let bytes: u64 = objects.iter().map(Object::bytes).sum();
     let what = match objects.len() {
         1 => format!("{} {noun} is still alive", if noun == "event" { "an" } else { "a" }),

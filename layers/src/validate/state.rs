@@ -238,6 +238,7 @@ impl State {
         self.exhume();
         self.inspect_suspects();
         self.is_closed.store(true, Ordering::Relaxed);
+        self.zones.release_spares();
         let rest = match lock(&self.living).count() {
             0 => String::new(),
             1 => "; 1 object outlives the device".to_owned(),

@@ -3,6 +3,9 @@
 //! The layer asks for [`BYTES`] more than the caller did, fills them with a pattern, and gives out a handle that does
 //! not show them. What is given back is looked at: at once where the host addresses the memory, and otherwise when the
 //! caller next waits, through a stream of the layer's own.
+//!
+//! What was found intact serves the next allocation of the same length. Pools reuse nothing inside of this layer, and to
+//! ask a driver for every intermediate value of every step would cost more than all checks together.
 
 use super::finding::FindingKind;
 use super::object::Object;
@@ -11,7 +14,8 @@ use super::report::Draft;
 use super::state::State;
 use super::{host, lock};
 use halite_hal::driver::HostBytes;
-use halite_hal::{Buffer, Device, Result, Stream};
+use halite_hal::{Buffer, Device, MemoryKind, Result, Stream};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -45,7 +49,19 @@ pub(super) struct Zones {
     /// Carries patterns to the device and back. Apart from the caller's, whose failures are none of ours.
     stream: Mutex<Option<Stream>>,
     graves: Mutex<Vec<(Buffer, Suspect)>>,
+    spares: Mutex<Spares>,
 }
+
+/// Memory with intact zones that nobody uses, by kind and length without the zone.
+#[derive(Default)]
+struct Spares {
+    memory: HashMap<(MemoryKind, u64), Vec<Buffer>>,
+    bytes: u64,
+    count: u64,
+}
+
+/// Beyond this all spare memory goes back to the driver.
+const MOST_SPARE_BYTES: u64 = 256 << 20;
 
 /// A buffer that the caller has given back.
 pub(super) struct Grave {
@@ -105,6 +121,46 @@ impl Zones {
         self.bytes.fetch_sub(BYTES, Ordering::Relaxed);
     }
 
+    /// Keeps memory whose zone is intact for the next allocation of its length.
+    fn spare(&self, memory: Buffer, len: u64) {
+        let mut spares = lock(&self.spares);
+        let surplus = if spares.bytes + len > MOST_SPARE_BYTES {
+            std::mem::take(&mut *spares)
+        } else {
+            Spares::default()
+        };
+        spares.bytes += len;
+        spares.count += 1;
+        spares.memory.entry((memory.kind(), len)).or_default().push(memory);
+        drop(spares);
+        self.release_all(surplus);
+    }
+
+    /// Memory of this length that was used before; its zone is marked.
+    pub(super) fn reuse(&self, kind: MemoryKind, len: u64) -> Option<Buffer> {
+        let mut spares = lock(&self.spares);
+        let memory = spares.memory.get_mut(&(kind, len))?.pop()?;
+        spares.bytes -= len;
+        spares.count -= 1;
+        Some(memory)
+    }
+
+    /// Bytes and number of spare buffers, without zones.
+    pub(super) fn spares(&self) -> (u64, u64) {
+        let spares = lock(&self.spares);
+        (spares.bytes, spares.count)
+    }
+
+    /// Gives spare memory back to the driver.
+    pub(super) fn release_spares(&self) {
+        let spares = std::mem::take(&mut *lock(&self.spares));
+        self.release_all(spares);
+    }
+
+    fn release_all(&self, spares: Spares) {
+        spares.memory.into_values().flatten().for_each(|memory| self.release(memory));
+    }
+
     /// Looks into several zones, `None` where the device does not show them.
     fn look(&self, zones: &[(&Buffer, u64)]) -> Vec<Option<Vec<u8>>> {
         let mut own = lock(&self.stream);
@@ -130,8 +186,8 @@ impl State {
         let Some(suspect) = suspect else { return self.zones.release(memory) };
         match host::zone(&memory, suspect.len) {
             Some(bytes) => {
-                self.judge(&suspect, &bytes);
-                self.zones.release(memory);
+                let is_broken = self.judge(&suspect, &bytes);
+                self.put_away(memory, suspect.len, is_broken);
             }
             // After the device is closed nobody would look again.
             None if self.is_lost() || self.is_closed() || !self.zones.is_on() => self.zones.release(memory),
@@ -147,13 +203,22 @@ impl State {
         }
         if !self.is_lost() {
             let zones: Vec<_> = graves.iter().map(|(memory, suspect)| (memory, suspect.len)).collect();
-            for ((_, suspect), bytes) in graves.iter().zip(self.zones.look(&zones)) {
-                if let Some(bytes) = bytes {
-                    self.judge(suspect, &bytes);
-                }
+            let looks = self.zones.look(&zones);
+            for ((memory, suspect), bytes) in graves.into_iter().zip(looks) {
+                let is_broken = bytes.is_none_or(|bytes| self.judge(&suspect, &bytes));
+                self.put_away(memory, suspect.len, is_broken);
             }
+            return;
         }
         graves.into_iter().for_each(|(memory, _)| self.zones.release(memory));
+    }
+
+    fn put_away(&self, memory: Buffer, len: u64, is_broken: bool) {
+        if is_broken || self.is_lost() || self.is_closed() {
+            self.zones.release(memory);
+        } else {
+            self.zones.spare(memory, len);
+        }
     }
 
     /// How many buffers were given back and not looked at yet.

@@ -113,3 +113,23 @@ fn a_device_that_keeps_nothing_has_no_zones() {
     assert_eq!(bench.device.memory().unwrap().used_bytes, 0);
     bench.nothing_found();
 }
+
+#[test]
+fn memory_of_the_same_length_is_used_again_without_its_history() {
+    let bench = Bench::cpu();
+    let before = bench.device.memory().unwrap();
+    for round in 0..50 {
+        let buffers: Vec<_> = [100, 100, 4096].map(|len| bench.buffer(len)).into();
+        for buffer in &buffers {
+            bench.streams[round % 2].fill(&buffer.all(), &[round as u8]).unwrap();
+            bench.streams[round % 2].read_blocking(&buffer.slice(0, 4).unwrap(), &mut [0; 4]).unwrap();
+        }
+        assert_eq!(bench.device.memory().unwrap().used_bytes, before.used_bytes + 4296);
+    }
+    bench.nothing_found();
+    let after = bench.device.memory().unwrap();
+    assert_eq!((after.used_bytes, after.buffers), (before.used_bytes, before.buffers));
+    let again = bench.buffer(100);
+    bench.streams[0].read_blocking(&again.all(), &mut [0; 100]).unwrap();
+    bench.found(FindingKind::UnwrittenRead, &["bytes 0 to 99"]);
+}

@@ -145,7 +145,7 @@ impl Problem {
         let mut args = [operands, &[out]].concat();
         let (workspace_bytes, scratch_bytes) = (plan.workspace_bytes(), plan.scratch_bytes());
         if workspace_bytes > 0 {
-            types.push(buffer(DType::U8, Access::ReadWrite));
+            types.push(buffer(DType::U8, Access::Write));
             args.push(work.reserve(workspace_bytes as u64));
         }
         let suffix = match self.op {
@@ -183,6 +183,10 @@ impl Problem {
                 Ok(())
             };
             let mut kernel = NativeKernel::new(name, Signature::new(types.clone()), run);
+            if workspace_bytes > 0 {
+                // The later phases read there what this one wrote.
+                types[operands.len() + 1] = buffer(DType::U8, Access::ReadWrite);
+            }
             kernel.scratch_bytes = scratch_bytes;
             kernel.requires = requirements(isa).iter().map(|&feature| feature.to_owned()).collect();
             let source = KernelSource::Native(kernel);
