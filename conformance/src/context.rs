@@ -99,12 +99,16 @@ impl Context {
 
     /// The format of the device's test programs; without one the test is unsupported.
     pub(crate) fn format(&self) -> Result<Format, Stop> {
-        Format::of(self.info(), &self.target.programs).ok_or_else(|| {
-            let formats = self.info().kernel_formats.join(", ");
-            unsupported(format!(
-                "there is no test program in a format of the device ({formats}); name one with --program"
-            ))
-        })
+        if let Some(format) = Format::of(self.info(), &self.target.programs) {
+            return Ok(format);
+        }
+        let formats: Vec<&str> = self.info().kernel_formats.iter().map(String::as_str).collect();
+        match formats.iter().find(|format| **format != "builtin") {
+            None => Err(unsupported("the device takes no programs")),
+            Some(format) => Err(skipped(format!(
+                "there is no test program in the format {format}; name one with --program"
+            ))),
+        }
     }
 
     /// A kernel of the test programs.

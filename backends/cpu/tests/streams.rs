@@ -43,17 +43,6 @@ fn copies_fills_and_launches_keep_their_order() {
 }
 
 #[test]
-fn fills_repeat_patterns_of_every_length() {
-    let stream = stream(1);
-    let buffer = allocate(stream.device(), 6);
-    for pattern in [&[1u8][..], &[1, 2], &[1, 2, 3, 4], &[1, 2, 3, 4, 5, 6, 7, 8]] {
-        stream.fill(&buffer.all(), pattern).unwrap();
-        let expected: Vec<u8> = pattern.iter().copied().cycle().take(24).collect();
-        assert_eq!(halite_hal::as_bytes(&read(&stream, &buffer)), expected);
-    }
-}
-
-#[test]
 fn large_copies_and_fills_are_whole_when_threads_share_them() {
     let stream = stream(3);
     // Beyond the size from which threads share, and no multiple of anything.
