@@ -244,13 +244,19 @@ fn create(path: &Path, is_continued: bool) -> std::result::Result<File, String> 
     let about = file.metadata().map_err(advice)?;
     // A device or a pipe has neither a length nor a lock of its own.
     if about.is_file() {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                return Err("another process is writing it; put %p into the name".into());
+        // What this process wrote there before may just be coming to its end, on another thread.
+        let deadline = Instant::now() + if is_continued { 2 * LAST_WAIT } else { Duration::ZERO };
+        loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(TICK),
+                Err(TryLockError::WouldBlock) => {
+                    return Err("another process is writing it; put %p into the name".into());
+                }
+                // Some file systems have no locks.
+                Ok(()) | Err(TryLockError::Error(_)) => break,
             }
-            // Some file systems have no locks.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        let about = file.metadata().map_err(advice)?;
         if is_continued && ends_as_we_end(&mut file).unwrap_or(false) {
             file.set_len(about.len() - END.len() as u64).map_err(advice)?;
             file.seek(SeekFrom::End(0)).map_err(advice)?;

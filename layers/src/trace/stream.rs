@@ -57,20 +57,20 @@ impl TraceStream {
         Ok(())
     }
 
-    /// As [`enqueue`](Self::enqueue) for copies from the host: without an event before, and with none at all for short
-    /// ones into a stream at rest.
+    /// As [`enqueue`](Self::enqueue) for copies from the host: without an event before those into a stream at rest, and
+    /// with none at all for short ones of these.
     fn enqueue_write(&self, bytes: u64, call: impl FnOnce() -> Result<()>) -> Result<()> {
         let at = Instant::now();
         let mut pending = self.track.pending();
+        let begin = if pending.may_be_idle() { None } else { self.mark(&pending) };
         call()?;
         // Looked at behind the call: if all before is over now, the copy is done, or about to be.
-        let is_on_the_spot = bytes <= SHORT_WRITE_BYTES && pending.may_be_idle();
-        let end = if is_on_the_spot {
-            End::Host(Instant::now())
+        let (begin, end) = if bytes <= SHORT_WRITE_BYTES && pending.may_be_idle() {
+            (None, End::Host(Instant::now()))
         } else {
-            self.mark(&pending).map_or(End::Unknown, End::Event)
+            (begin, self.mark(&pending).map_or(End::Unknown, End::Event))
         };
-        pending.push(Entry { at, work: transfer("write", bytes), begin: None, end });
+        pending.push(Entry { at, work: transfer("write", bytes), begin, end });
         Ok(())
     }
 
@@ -91,7 +91,8 @@ impl TraceStream {
         let steps = self.device.steps(list);
         let at = Instant::now();
         let mut pending = self.track.pending();
-        let begin = self.begin_mark(&pending);
+        // Also into a busy stream: one event more tells how long the device took to come to the list.
+        let begin = self.mark(&pending);
         let is_timed = !self.track.is_untimed() && pending.has_room(steps.steps.len() + 1);
         let mut events = Vec::with_capacity(steps.steps.len());
         let result = list.enqueue(buffers, scalars, |command| {

@@ -32,7 +32,7 @@ const CHARACTER: f64 = 6.2;
 struct Row {
     name: String,
     bars: Vec<Bar>,
-    /// Share of each part of the whole time that commands take.
+    /// Share of each part of the device's time that commands take.
     busy: Vec<f64>,
 }
 
@@ -48,6 +48,8 @@ struct Bar {
 struct Device {
     title: String,
     commands: u64,
+    /// Begin of its first command and end of its last.
+    span: Option<(f64, f64)>,
     window: Option<(f64, f64)>,
     rows: BTreeMap<u64, Row>,
 }
@@ -57,7 +59,7 @@ struct Device {
 /// # Errors
 /// For what is no trace, or a damaged one.
 pub(super) fn html(path: &Path, summary: &Summary) -> Result<String, ReadError> {
-    let devices = collect(path, summary)?;
+    let devices = collect(path)?;
     let names = device_names(devices.iter().map(|(&process, device)| (process, device.title.as_str())));
     let colours = colours(summary);
     let mut page = format!(
@@ -78,7 +80,10 @@ pub(super) fn html(path: &Path, summary: &Summary) -> Result<String, ReadError> 
             escape(names.get(process).map_or("", String::as_str)),
             escape(device.title.split_once(": ").map_or("", |(_, name)| name))
         );
-        overview(&mut page, device, summary.span_us);
+        if device.commands == 0 {
+            page.push_str("<p>No command ran on it.</p>\n");
+        }
+        overview(&mut page, device);
         stretch(&mut page, device, &colours);
         page.push_str("</section>\n");
     }
@@ -88,19 +93,20 @@ pub(super) fn html(path: &Path, summary: &Summary) -> Result<String, ReadError> 
 }
 
 /// Reads what the page shows: first how busy streams were and which stretches to show, then what lies in these.
-fn collect(path: &Path, summary: &Summary) -> Result<BTreeMap<u64, Device>, ReadError> {
+fn collect(path: &Path) -> Result<BTreeMap<u64, Device>, ReadError> {
     let mut devices: BTreeMap<u64, Device> = BTreeMap::new();
-    let mut first_us = f64::MAX;
     events(path, |event| {
         let event = Event(&event);
         let is_ours = event.is_command() || matches!(event.text("cat"), "host" | "fallback");
-        if let (true, Some((begin, _))) = (is_ours, event.span()) {
-            first_us = first_us.min(begin);
+        if let (true, Some((begin, end))) = (is_ours, event.span()) {
             let device = devices.entry(event.process()).or_default();
-            device.commands += u64::from(event.is_command() && event.text("ph") == "X");
+            if event.is_command() && event.text("ph") == "X" {
+                device.commands += 1;
+                let span = device.span.get_or_insert((begin, end));
+                *span = (span.0.min(begin), span.1.max(end));
+            }
         }
     })?;
-    let bin_us = (summary.span_us / BINS as f64).max(f64::MIN_POSITIVE);
     let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
     events(path, |event| {
         let event = Event(&event);
@@ -111,10 +117,11 @@ fn collect(path: &Path, summary: &Summary) -> Result<BTreeMap<u64, Device>, Read
                 device.rows.entry(event.thread()).or_default().name = event.arg_text("name").to_owned();
             }
             ("X", _) if event.is_command() => {
-                let Some((begin, end)) = event.span() else { return };
+                let (Some((begin, end)), Some((first, last))) = (event.span(), device.span) else { return };
+                let bin_us = ((last - first) / BINS as f64).max(f64::MIN_POSITIVE);
                 let row = device.rows.entry(event.thread()).or_default();
                 row.busy.resize(BINS, 0.0);
-                fill_bins(&mut row.busy, (begin - first_us) / bin_us, (end - first_us) / bin_us);
+                fill_bins(&mut row.busy, (begin - first) / bin_us, (end - first) / bin_us);
                 let number = seen.entry(event.process()).or_default();
                 let skipped = device.commands.saturating_sub(SHOWN_COMMANDS) / 2;
                 if (skipped..skipped + SHOWN_COMMANDS).contains(number) {
@@ -184,17 +191,15 @@ fn class(name: &str, category: &str, colours: &BTreeMap<&str, usize>) -> String 
     }
 }
 
-fn overview(page: &mut String, device: &Device, span_us: f64) {
+fn overview(page: &mut String, device: &Device) {
+    let Some((first, last)) = device.span else { return };
     let rows: Vec<_> = device.rows.values().filter(|row| !row.busy.is_empty()).collect();
-    if rows.is_empty() {
-        return;
-    }
     let height = ROW * rows.len() as f64 + 22.0;
     let _ = write!(
         page,
         "<figure>\n<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"How busy each stream was over the whole time\">\n"
     );
-    axis(page, span_us, ROW * rows.len() as f64);
+    axis(page, last - first, ROW * rows.len() as f64);
     let scale = (WIDTH - LEFT) / BINS as f64;
     for (index, row) in rows.iter().enumerate() {
         let top = ROW * index as f64;
@@ -207,7 +212,7 @@ fn overview(page: &mut String, device: &Device, span_us: f64) {
         }
         let _ = writeln!(page, "L{WIDTH} {:.1}Z\"/>", top + ROW - 3.0);
     }
-    page.push_str("</svg>\n<figcaption>Share of the time that each stream is busy, over the whole trace.</figcaption>\n</figure>\n");
+    page.push_str("</svg>\n<figcaption>Share of the time that each stream is busy, from the device's first command to its last.</figcaption>\n</figure>\n");
 }
 
 fn stretch(page: &mut String, device: &Device, colours: &BTreeMap<&str, usize>) {

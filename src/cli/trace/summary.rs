@@ -364,7 +364,8 @@ impl Adder {
                     .filter(|((own, _), _)| own == process)
                     .map(|(_, stream)| stream)
                     .collect();
-                let sum = |part: fn(&Stream) -> f64| streams.iter().map(|stream| part(stream)).sum::<f64>();
+                let sum =
+                    |part: fn(&Stream) -> f64| streams.iter().fold(0.0, |sum, stream| sum + part(stream));
                 let busy_us = sum(|stream| stream.busy_us);
                 busy.insert(*process, busy_us);
                 DeviceSummary {
