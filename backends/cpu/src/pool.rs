@@ -326,7 +326,7 @@ mod tests {
             // From well before the end of the spin to well after it, so that the pauses hit every step between.
             for pause_us in 0..1000 {
                 let patience = Patience::new();
-                while begin.elapsed() < SPIN / 2 + Duration::from_nanos(pause_us * 100) {
+                while patience.elapsed() < SPIN / 2 + Duration::from_nanos(pause_us * 100) {
                     thread::yield_now();
                 }
                 let tasks = 1 + pause_us % 4;
@@ -382,7 +382,7 @@ mod tests {
                     while shares.take().is_some() {
                         // Each of the threads takes one item and waits for all others.
                         inside.fetch_add(1, Ordering::SeqCst);
-                        while inside.load(Ordering::SeqCst) < threads && begin.elapsed() < PATIENCE {
+                        while inside.load(Ordering::SeqCst) < threads && patience.elapsed() < PATIENCE {
                             thread::yield_now();
                         }
                     }
@@ -390,7 +390,7 @@ mod tests {
             })
             .expect("a spare slot is free");
             assert_eq!(inside.load(Ordering::SeqCst), threads);
-            assert!(begin.elapsed() < PATIENCE, "not every thread took part");
+            assert!(patience.elapsed() < PATIENCE, "not every thread took part");
         }
     }
 }
