@@ -61,7 +61,16 @@ class Nvrtc:
             raise RuntimeError(self.library.nvrtcGetErrorString(status).decode())
 
     def compile(self, text, name, options):
-        """Whether `text` compiles, and the compiler's log."""
+        """Whether `text` compiles to machine code, and the compiler's log."""
+        code, log = self.build(text, name, options, self.library.nvrtcGetCUBINSize, self.library.nvrtcGetCUBIN)
+        return bool(code), log
+
+    def ptx(self, text, name, options):
+        """The PTX of `text`, if it compiles, and the compiler's log."""
+        code, log = self.build(text, name, options, self.library.nvrtcGetPTXSize, self.library.nvrtcGetPTX)
+        return code and code.rstrip(b"\0").decode(), log
+
+    def build(self, text, name, options, size_of, get):
         program = ctypes.c_void_p()
         self.check(
             self.library.nvrtcCreateProgram(
@@ -75,11 +84,14 @@ class Nvrtc:
         self.check(self.library.nvrtcGetProgramLogSize(program, ctypes.byref(length)))
         log = ctypes.create_string_buffer(length.value)
         self.check(self.library.nvrtcGetProgramLog(program, log))
-        size = ctypes.c_size_t()
+        code = None
         if status == 0:
-            self.check(self.library.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+            self.check(size_of(program, ctypes.byref(length)))
+            buffer = ctypes.create_string_buffer(length.value)
+            self.check(get(program, buffer))
+            code = buffer.raw
         self.library.nvrtcDestroyProgram(ctypes.byref(program))
-        return status == 0 and size.value > 0, log.value.decode(errors="replace")
+        return code, log.value.decode(errors="replace")
 
 
 def compiler_options(options):

@@ -6,7 +6,7 @@ use common::*;
 use halite_cuda::{CudaBackend, Libraries};
 use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::driver::Backend as _;
-use halite_hal::{DType, Error, ErrorKind, KernelSource, MemoryKind, Registry};
+use halite_hal::{DType, Error, ErrorKind, KernelSource, MemoryKind, Registry, Scalar, Signature};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -132,6 +132,19 @@ fn with_the_driver_alone_devices_work_and_what_is_missing_is_said() {
     let copy = device.load(&op(BuiltinKind::Copy, 2)).unwrap();
     stream.launch(&copy, [1, 1, 1], &[buffer.into(), out.clone().into()]).unwrap();
     assert_eq!(download(&stream, &out), [1; 16]);
+    // What was compiled elsewhere runs, as the op library's own kernels do.
+    let ptx = KernelSource::Binary {
+        format: "ptx",
+        bytes: b".version 6.0\n.target sm_50\n.visible .entry increment(".as_slice().into(),
+        entry: "increment".into(),
+        workgroup: [32, 1, 1],
+        signature: Signature::new(vec![U32_BOTH, U32]),
+        requires: Vec::new(),
+    };
+    let values = upload_u32(&device, &stream, &[1, 2, 3]);
+    let kernel = device.load(&ptx).unwrap();
+    stream.launch(&kernel, [1, 1, 1], &[values.clone().into(), Scalar::U32(3).into()]).unwrap();
+    assert_eq!(download_u32(&stream, &values), [2, 3, 4]);
     let error = device.load(&op(BuiltinKind::MatMul, 3)).unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Unsupported);
     assert!(error.message().contains("/nowhere/libcublasLt.so"), "{error}");
@@ -142,4 +155,8 @@ fn with_the_driver_alone_devices_work_and_what_is_missing_is_said() {
         device.driver().load(&text(SOURCE, "increment", "", [1, 1, 1], vec![U32_BOTH, U32])).unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Unavailable);
     assert!(error.message().contains("/nowhere/libnvrtc.so"), "{error}");
+    assert!(
+        error.message().contains("install it") && error.message().contains("HALITE_NVRTC_LIBRARY"),
+        "{error}"
+    );
 }

@@ -3,7 +3,7 @@
 // The operands are given by what reads one element (dot.cl, conv.cl), so that a convolution is a product as well, and k
 // is numbered [k_outer, k_inner]. From there: BASES, statements that prepare `batch` for reading; LHS(row, k_outer,
 // k_inner), RHS(k_outer, k_inner, column); FINISH(batch, row, column, sum), which stores. Defined: BATCH, M, N, K_OUTER,
-// K_INNER, ACC, and the sizes of the strategy that is chosen:
+// K_INNER, ACC, K_IS_INNER where there is no k_outer, and the sizes of the strategy that is chosen:
 //
 // PLAIN: a thread for each element of out.
 // TILED: a workgroup for TILE_M x TILE_N elements, a thread for ROWS x COLUMNS of them, in registers. With STAGED the
@@ -12,8 +12,13 @@
 // SPLIT_SUM: adds them up, a thread for each element of out.
 
 #define K (K_OUTER * K_INNER)
+#ifdef K_IS_INNER
+#define LHS_AT(row, k) LHS(row, 0, k)
+#define RHS_AT(k, column) RHS(0, k, column)
+#else
 #define LHS_AT(row, k) LHS(row, (k) / K_INNER, (k) % K_INNER)
 #define RHS_AT(k, column) RHS((k) / K_INNER, (k) % K_INNER, column)
+#endif
 
 #if defined(PLAIN)
 

@@ -223,6 +223,47 @@ pub(super) fn tiled(
     Ok(Lowered { launches: vec![first, second], workspace_bytes: workspace.len_bytes })
 }
 
+/// Tiles of one size, in a text that serves every product of its dtypes.
+pub(super) fn general(
+    language: Language,
+    request: &LowerRequest<'_>,
+    matrices: &dyn Matrices,
+) -> Result<Lowered, Unservable> {
+    const TILE: usize = 64;
+    const TILE_K: usize = 16;
+    const THREADS: usize = 16;
+    let product = matrices.product();
+    let tiles = product.batch * product.m.div_ceil(TILE) * product.n.div_ceil(TILE);
+    let mut text = begin(language, request, &product, &format!("{}_general", product.out_dtype));
+    for side in [Side::Lhs, Side::Rhs] {
+        matrices.read(&mut text, side)?;
+    }
+    store(&mut text, request, matrices, &product)?;
+    text.define("TILED", "");
+    text.define("STAGED", "");
+    if product.has_free_sizes {
+        text.define("K_IS_INNER", "");
+    }
+    for (name, value) in [
+        ("TILE_M", TILE),
+        ("TILE_N", TILE),
+        ("TILE_K", TILE_K),
+        ("ROWS", TILE / THREADS),
+        ("COLUMNS", TILE / THREADS),
+        ("ROW_RUN", TILE / THREADS),
+        ("COLUMN_RUN", TILE / THREADS),
+        ("SPLITS", 1),
+    ] {
+        text.define(name, value);
+    }
+    text.number("LHS_K_INNERMOST", i64::from(product.k_innermost[0]))?;
+    text.number("RHS_K_INNERMOST", i64::from(product.k_innermost[1]))?;
+    text.number("SPLIT_K", product.k() as i64)?;
+    text.push(matrices.text());
+    text.push(include_str!("contraction.cl"));
+    Ok(Lowered::single(text.launch(tiles, [THREADS, THREADS])?))
+}
+
 /// Adds up the sums over ranges of k.
 pub(super) fn add_splits(
     language: Language,
@@ -385,6 +426,9 @@ pub(super) fn store(
     matrices.describe(text)?;
     let Product { out_dtype, epilogue, .. } = *product;
     let result = register(out_dtype);
+    if text.language.is_general() {
+        return store_any(text, request, product);
+    }
     let mut sum = "(sum)".to_owned();
     if epilogue.bias.is_some() {
         let bias = request.inputs.get(BIAS_INPUT).ok_or_else(|| Unservable::new("the bias is missing"))?;
@@ -423,6 +467,42 @@ pub(super) fn store(
     Ok(())
 }
 
+/// Adds the result, and arguments that say what is done before the store.
+fn store_any(
+    text: &mut KernelText<'_>,
+    request: &LowerRequest<'_>,
+    product: &Product,
+) -> Result<(), Unservable> {
+    let Product { dtype, out_dtype, epilogue, .. } = *product;
+    let bias = if epilogue.bias.is_some() {
+        let bias = request.inputs.get(BIAS_INPUT).ok_or_else(|| Unservable::new("the bias is missing"))?;
+        if bias.dtype != dtype {
+            return Err(Unservable::new(format!("a bias of {} beside operands of {dtype}", bias.dtype)));
+        }
+        BIAS_INPUT
+    } else {
+        // Any memory that is only read; it is not looked at.
+        0
+    };
+    text.define_element("BIAS", dtype, Access::Read);
+    text.buffer("bias", LaunchArg::Input(bias), dtype, Access::Read);
+    text.define_element("OUT", out_dtype, Access::Write);
+    text.buffer("out", LaunchArg::Output(0), out_dtype, Access::Write);
+    text.number("has_bias", i64::from(epilogue.bias.is_some()))?;
+    text.number("has_relu", i64::from(epilogue.relu))?;
+    let place =
+        if product.has_free_sizes { "(bias_by_row != 0 ? (row) : (column))" } else { product.bias_place };
+    let (result, zero) = (register(out_dtype), literal(out_dtype, 0));
+    text.define(
+        "FINISH(batch, row, column, sum)",
+        format!(
+            "{{ {result} x_ = ({result})(has_bias != 0 ? (sum) + (ACC)BIAS_LOAD(bias, {place}) : (sum)); \
+             if (has_relu != 0 && x_ < {zero}) x_ = {zero}; OUT_STORE(out, OUT_PLACE(batch, row, column), x_); }}"
+        ),
+    );
+    Ok(())
+}
+
 /// Defines the sizes of a product, or passes them.
 pub(super) fn sizes(text: &mut KernelText<'_>, product: &Product) -> Result<(), Unservable> {
     let sizes = [
@@ -434,7 +514,7 @@ pub(super) fn sizes(text: &mut KernelText<'_>, product: &Product) -> Result<(), 
     ];
     for (name, value) in sizes {
         // A single step is known to the compiler, which then drops the division by it.
-        if product.has_free_sizes && value != 1 {
+        if product.has_free_sizes && value != 1 || text.language.is_general() {
             text.number(name, value as i64)?;
         } else {
             text.define(name, value);

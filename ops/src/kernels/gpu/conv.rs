@@ -125,10 +125,9 @@ impl Matrices for ConvMatrices<'_> {
             ("TAPS", taps),
             ("OUTPUTS", outputs),
         ] {
-            text.define(name, value);
+            text.size(name, value)?;
         }
-        text.define_axes(&g.input, &g.output, &g.kernel, &g.stride, &g.dilation, &g.pad_low);
-        Ok(())
+        text.define_axes(&g.input, &g.output, &g.kernel, &g.stride, &g.dilation, &g.pad_low)
     }
 
     fn text(&self) -> &'static str {

@@ -48,6 +48,34 @@ impl<'a> DotMatrices<'a> {
     }
 }
 
+/// Axes of batches in the text that serves all sizes.
+const GENERAL_AXES: usize = 3;
+
+impl DotMatrices<'_> {
+    /// What serves every batch and bias.
+    fn describe_any(&self, text: &mut KernelText<'_>) -> Result<(), Unservable> {
+        let dot = self.dot;
+        text.check_axes(dot.batch.len(), GENERAL_AXES)?;
+        let natural = contiguous_strides(&dot.batch);
+        let mut bases =
+            ["const INDEX lhs_base = lhs_offset", "const INDEX rhs_base = rhs_offset"].map(String::from);
+        for axis in 0..GENERAL_AXES {
+            let at = dot.batch.len().checked_sub(axis + 1);
+            text.number(&format!("batch_step{axis}"), at.map_or(1, |at| natural[at].max(1)))?;
+            text.size(&format!("batch_extent{axis}"), at.map_or(1, |at| dot.batch[at]))?;
+            for (base, (side, view)) in bases.iter_mut().zip([("lhs", &dot.lhs), ("rhs", &dot.rhs)]) {
+                let stride = at.map_or(0, |at| view.batch_strides[at]);
+                text.number(&format!("{side}_batch{axis}"), stride)?;
+                base.push_str(&format!(
+                    " + batch / batch_step{axis} % batch_extent{axis} * {side}_batch{axis}"
+                ));
+            }
+        }
+        text.define("BASES", format!("{}; {};", bases[0], bases[1]));
+        text.number("bias_by_row", i64::from(dot.epilogue.bias == Some(BiasAxis::Row)))
+    }
+}
+
 impl Matrices for DotMatrices<'_> {
     fn product(&self) -> Product {
         let dot = self.dot;
@@ -86,7 +114,7 @@ impl Matrices for DotMatrices<'_> {
         let strides = [(format!("{name}_ROW"), view.row_stride), (format!("{name}_COLUMN"), view.col_stride)];
         for (name, stride) in strides {
             // The compiler is to see what lies together.
-            if stride.abs() <= 1 {
+            if stride.abs() <= 1 && !text.language.is_general() {
                 text.define(&name, format!("({stride})"));
             } else {
                 text.number(&name, stride)?;
@@ -97,6 +125,9 @@ impl Matrices for DotMatrices<'_> {
 
     fn describe(&self, text: &mut KernelText<'_>) -> Result<(), Unservable> {
         sizes(text, &self.product())?;
+        if text.language.is_general() {
+            return self.describe_any(text);
+        }
         let natural = contiguous_strides(&self.dot.batch);
         let mut bases = String::new();
         for (side, buffer) in [(Side::Lhs, "lhs"), (Side::Rhs, "rhs")] {

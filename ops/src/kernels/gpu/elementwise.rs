@@ -9,6 +9,7 @@
 //! stores that point, and nobody else touches it.
 //! Local memory: none. Profile: `threads: [t]` a workgroup (default 64), `chunk` 1, 2, 4 or 8 (default 1), `unroll`.
 
+use super::interpret;
 use super::program::{self, as_bits, statements, stored};
 use super::source::{KernelText, Language, storage, threads};
 use crate::cluster::{Cluster, Literal, Step, StepOp, View};
@@ -55,7 +56,11 @@ pub(super) fn fill(
 ) -> Result<Lowered, Unservable> {
     let steps = vec![Step { op: StepOp::Constant(value), dtype: value.dtype }];
     let (inputs, scalars) = (Vec::new(), Vec::new());
-    lower(language, request, &Cluster { shape: vec![points], inputs, scalars, steps, outputs: vec![0] })
+    let program = Cluster { shape: vec![points], inputs, scalars, steps, outputs: vec![0] };
+    if language.is_general() {
+        return interpret::lower(language, request, &program);
+    }
+    lower(language, request, &program)
 }
 
 /// The launch of a program on these memories.

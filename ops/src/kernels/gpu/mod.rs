@@ -11,7 +11,9 @@ mod contraction;
 mod conv;
 mod dot;
 mod elementwise;
+mod interpret;
 mod pad;
+mod precompiled;
 mod program;
 mod reduce;
 mod source;
@@ -28,10 +30,12 @@ use dot::DotMatrices;
 use halite_profiles::{Parameters, Size};
 use source::Language;
 
-/// Every variant: that of a vendor's library, and those in both languages, the plainest of each op last.
+/// Every variant: that of a vendor's library, those in both languages, the plainest of each op last, and those that ship
+/// compiled.
 pub fn variants() -> Vec<KernelVariant> {
-    let generated = Language::ALL.into_iter().flat_map(variants_in);
-    [builtin::variant()].into_iter().chain(generated).collect()
+    let compiled = Language::ALL.into_iter().flat_map(variants_in);
+    let shipped = precompiled::variants_in(Language::Ptx);
+    [builtin::variant()].into_iter().chain(compiled).chain(shipped).collect()
 }
 
 fn variants_in(language: Language) -> Vec<KernelVariant> {

@@ -87,7 +87,7 @@ pub(super) fn as_bits(program: &Cluster) -> Option<Cluster> {
 }
 
 /// The steps that outputs depend on.
-fn live_steps(program: &Cluster) -> Vec<bool> {
+pub(super) fn live_steps(program: &Cluster) -> Vec<bool> {
     let mut live = vec![false; program.steps.len()];
     program.outputs.iter().for_each(|&output| live[output as usize] = true);
     for (id, step) in program.steps.iter().enumerate().rev() {
@@ -127,12 +127,7 @@ pub(super) fn statements(
             StepOp::Unary(op, a) => unary(op, dtype, &v(a)),
             StepOp::Binary(op, a, b) => binary(op, dtype, &v(a), &v(b)),
             StepOp::Compare(op, a, b) => {
-                let sign = match op {
-                    CompareOp::Eq => "==",
-                    CompareOp::Lt => "<",
-                    CompareOp::Le => "<=",
-                };
-                format!("(u8)({} {sign} {})", v(a), v(b))
+                format!("(u8)({} {} {})", v(a), comparison(op), v(b))
             }
             StepOp::Select(condition, a, b) => format!("{} ? {} : {}", v(condition), v(a), v(b)),
             StepOp::Cast(a) => cast(dtype_of(a), dtype, &v(a)),
@@ -173,7 +168,17 @@ fn rounded(dtype: DType, value: String) -> String {
     }
 }
 
-fn unary(op: UnaryOp, dtype: DType, a: &str) -> String {
+/// The operator of a comparison.
+pub(super) fn comparison(op: CompareOp) -> &'static str {
+    match op {
+        CompareOp::Eq => "==",
+        CompareOp::Lt => "<",
+        CompareOp::Le => "<=",
+    }
+}
+
+/// The value of a function of a register of `dtype`.
+pub(super) fn unary(op: UnaryOp, dtype: DType, a: &str) -> String {
     let t = register(dtype);
     if !dtype.is_float() {
         let negative = format!("({t})(0 - ({}){a})", wide(dtype));
@@ -208,7 +213,8 @@ fn unary(op: UnaryOp, dtype: DType, a: &str) -> String {
     }
 }
 
-fn binary(op: BinaryOp, dtype: DType, a: &str, b: &str) -> String {
+/// The value of a function of two registers of `dtype`.
+pub(super) fn binary(op: BinaryOp, dtype: DType, a: &str, b: &str) -> String {
     let (t, u, wide) = (register(dtype), unsigned(dtype), wide(dtype));
     let bits = 8 * dtype.size();
     let float = dtype.is_float();

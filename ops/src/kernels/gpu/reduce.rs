@@ -9,6 +9,7 @@
 //! two; default 1). A CPU wants one thread and a chunk of several vectors.
 
 use super::elementwise;
+use super::interpret;
 use super::program::{self, statements};
 use super::source::{KernelText, Language, Workspace, accumulator, literal, register, threads, to_storage};
 use crate::cluster::{Cluster, Literal, View, contiguous_strides};
@@ -31,6 +32,9 @@ const MAX_SEGMENTS: usize = 256;
 
 /// Arguments beyond which sizes become constants of the text.
 const MAX_ARGS: usize = 40;
+
+/// Threads of a workgroup in the text that serves all sizes.
+const GENERAL_THREADS: usize = 128;
 
 /// Most neighbours of a thread.
 const MAX_LANES: usize = 64;
@@ -71,6 +75,9 @@ pub(super) fn lower(
         let out = if kind == ReduceKind::ArgMax { DType::I32 } else { dtype };
         return elementwise::fill(language, request, kept, identity(kind, out));
     }
+    if language.is_general() {
+        return lower_any(language, request, reduction, [kept, length]);
+    }
     let kept_rank = program.collapse(Some(reduction.kept_rank)).unwrap_or(reduction.kept_rank);
     let plan = Plan::new(request, kind, &program, kept_rank);
     let partial = partial_dtype(kind, dtype);
@@ -92,6 +99,28 @@ pub(super) fn lower(
     second.uncut();
     let target = Target::Result(LaunchArg::Output(0), reduction.dtype);
     let second = second.launch(language, request, &over_segments, &[values], positions, target)?;
+    Ok(Lowered { launches: vec![first, second], workspace_bytes: workspace.len_bytes })
+}
+
+/// The launches of a reduction by a text that serves all sizes: the program's values go through the workspace, and a
+/// workgroup reduces a row of them.
+fn lower_any(
+    language: Language,
+    request: &LowerRequest<'_>,
+    reduction: &Reduction,
+    [kept, length]: [usize; 2],
+) -> Result<Lowered, Unservable> {
+    let dtype = reduction.program.output_dtype(0);
+    let mut workspace = Workspace::default();
+    let values = workspace.take(request.device, dtype, kept * length);
+    let inputs: Vec<LaunchArg> = (0..reduction.program.inputs.len()).map(LaunchArg::Input).collect();
+    let first = interpret::launch(language, request, &reduction.program, &inputs, &[values], &mut workspace)?;
+    let rows = Cluster::copy(&[kept, length], View { dtype, offset: 0, strides: vec![length as i64, 1] });
+    let mut plan = Plan::new(request, reduction.kind, &rows, 1);
+    plan.uncut();
+    (plan.by_rows, plan.lanes, plan.threads) = (true, 1, [GENERAL_THREADS, 1]);
+    let target = Target::Result(LaunchArg::Output(0), reduction.dtype);
+    let second = plan.launch(language, request, &rows, &[values], None, target)?;
     Ok(Lowered { launches: vec![first, second], workspace_bytes: workspace.len_bytes })
 }
 
@@ -228,7 +257,11 @@ impl Plan {
         let dtype = program.output_dtype(0);
         let acc = partial_dtype(self.kind, dtype);
         let is_argmax = self.kind == ReduceKind::ArgMax;
-        let mut text = KernelText::new(language, request, format!("reduce_{dtype}_{}", self.kind.name()));
+        let mut name = format!("reduce_{dtype}_{}", self.kind.name());
+        if let (true, Target::Result(_, out)) = (language.is_general(), &target) {
+            name.push_str(&format!("_{out}_general"));
+        }
+        let mut text = KernelText::new(language, request, name);
         text.reaches(request.inputs.iter().map(|input| input.elements() as i64).max().unwrap_or(0));
         text.reaches(
             (self.kept_outer * self.kept_inner).saturating_mul(self.segments.max(self.outer * self.inner))
@@ -252,7 +285,7 @@ impl Plan {
         let are_constants = text.args() + sizes.len() > MAX_ARGS;
         for (name, size) in sizes.drain(..) {
             // What is 1 is known to the compiler, which then drops the division by it.
-            if are_constants || size == 1 {
+            if are_constants || size == 1 && !language.is_general() {
                 text.define(&name, format!("({size})"));
             } else {
                 text.number(&name, size)?;

@@ -3,6 +3,7 @@
 //! A program is `defines + prelude + numeric.cl + body`. The preludes give the two languages one dialect; the defines
 //! carry what is fixed for a launch (sizes, types, generated expressions).
 
+use super::precompiled;
 use crate::lower::{Launch, LaunchArg, LowerRequest, Unservable};
 use halite_hal::{Access, ArgType, DType, DeviceInfo, KernelSource, Scalar, Signature};
 use std::fmt::{Display, Write};
@@ -14,10 +15,18 @@ pub(super) enum Language {
     OpenClC,
     /// CUDA C, as NVRTC takes it.
     CudaC,
+    /// CUDA C of kernels that serve all sizes, compiled when this crate was made: see `precompiled.rs`.
+    Ptx,
+    /// The same kernels as text, for tests of what they compute.
+    #[cfg(test)]
+    GeneralOpenClC,
+    /// The text that the shipped code is made of.
+    #[cfg(test)]
+    GeneralCudaC,
 }
 
 impl Language {
-    /// Both.
+    /// Those that are compiled on the machine.
     pub(super) const ALL: [Self; 2] = [Self::OpenClC, Self::CudaC];
 
     /// The kernel format.
@@ -25,19 +34,33 @@ impl Language {
         match self {
             Self::OpenClC => "opencl-c",
             Self::CudaC => "cuda-c",
+            Self::Ptx => "ptx",
+            #[cfg(test)]
+            Self::GeneralOpenClC => "opencl-c",
+            #[cfg(test)]
+            Self::GeneralCudaC => "cuda-c",
         }
     }
 
-    const fn prelude(self) -> &'static str {
-        match self {
-            Self::OpenClC => include_str!("prelude.cl"),
-            Self::CudaC => include_str!("prelude.cu"),
-        }
+    /// Whether a kernel's text may depend on nothing but its name.
+    pub(super) const fn is_general(self) -> bool {
+        !matches!(self, Self::OpenClC | Self::CudaC)
+    }
+
+    fn is_opencl(self) -> bool {
+        self.format() == Self::OpenClC.format()
+    }
+
+    fn prelude(self) -> &'static str {
+        if self.is_opencl() { include_str!("prelude.cl") } else { include_str!("prelude.cu") }
     }
 }
 
 /// Threads of a workgroup where a profile does not say.
 const DEFAULT_THREADS: usize = 64;
+
+/// Axes of sliding windows in a text that serves all sizes.
+const MAX_WINDOW_AXES: usize = 3;
 
 /// The largest reach, in elements, that 32-bit indices serve. A quarter of their range, so that the end of a row of
 /// tiles may lie beyond the end of the data.
@@ -210,7 +233,18 @@ impl<'a> KernelText<'a> {
         }
     }
 
-    /// Defines `AXES`, by which `places.cl` goes through the axes of sliding windows.
+    /// A size: defined, or passed where the text is to serve all.
+    pub(super) fn size(&mut self, name: &str, value: usize) -> Result<(), Unservable> {
+        if self.language.is_general() {
+            let value = i64::try_from(value).map_err(|_| Unservable::new(format!("{name} is {value}")))?;
+            return self.number(name, value);
+        }
+        self.define(name, value);
+        Ok(())
+    }
+
+    /// Defines `AXES`, by which `places.cl` goes through the axes of sliding windows, and what its functions are passed
+    /// beside: `TAPS`, which is a size already, and extents, where the text is to serve all.
     pub(super) fn define_axes(
         &mut self,
         input: &[usize],
@@ -219,13 +253,43 @@ impl<'a> KernelText<'a> {
         stride: &[usize],
         dilation: &[usize],
         pad: &[usize],
-    ) {
+    ) -> Result<(), Unservable> {
         let lists = [input, output, kernel, stride, dilation, pad];
-        let axes: Vec<String> = (0..input.len())
-            .rev()
-            .map(|axis| format!("AXIS({})", lists.map(|list| list[axis].to_string()).join(", ")))
-            .collect();
+        let mut passed = Vec::new();
+        let axes: Vec<String> = if self.language.is_general() {
+            // Counted from the innermost axis, so that outer ones may be missing.
+            self.check_axes(input.len(), MAX_WINDOW_AXES)?;
+            passed.push("TAPS".to_owned());
+            let names = ["input", "output", "kernel", "stride", "dilation", "pad"];
+            for axis in 0..MAX_WINDOW_AXES {
+                for ((name, list), missing) in names.into_iter().zip(lists).zip([1, 1, 1, 1, 1, 0]) {
+                    let value = list.iter().rev().nth(axis).copied().unwrap_or(missing);
+                    passed.push(format!("{name}{axis}"));
+                    self.size(&format!("{name}{axis}"), value)?;
+                }
+            }
+            let axis =
+                |axis: usize| format!("AXIS({})", names.map(|name| format!("{name}{axis}")).join(", "));
+            (0..MAX_WINDOW_AXES).map(axis).collect()
+        } else {
+            let axis = |axis: usize| format!("AXIS({})", lists.map(|list| list[axis].to_string()).join(", "));
+            (0..input.len()).rev().map(axis).collect()
+        };
         self.define("AXES(AXIS)", axes.join(" "));
+        let join = |before: &str| passed.iter().map(|name| format!("{before}{name}")).collect::<String>();
+        self.define("SIZE_PARAMETERS", join(", INDEX "));
+        self.define("SIZE_ARGUMENTS", join(", "));
+        Ok(())
+    }
+
+    /// Refuses more axes than a text that serves all sizes has.
+    pub(super) fn check_axes(&self, axes: usize, most: usize) -> Result<(), Unservable> {
+        if axes > most {
+            return Err(precompiled::refusal(format!(
+                "{axes} axes, but kernels that ship compiled have {most}"
+            )));
+        }
+        Ok(())
     }
 
     /// Adds a buffer argument of elements of `dtype`, under `name` in the text.
@@ -245,6 +309,18 @@ impl<'a> KernelText<'a> {
         self.parameters.push(Parameter { ty: register(dtype).to_owned(), name: name.to_owned() });
         self.signature.push(ArgType::Scalar(dtype));
         self.args.push(arg);
+    }
+
+    /// Adds the 32 bits of a runtime scalar.
+    pub(super) fn bits_of_scalar(&mut self, name: &str, arg: LaunchArg, dtype: DType) {
+        self.parameters.push(Parameter { ty: "u32".to_owned(), name: name.to_owned() });
+        self.signature.push(ArgType::Scalar(dtype));
+        self.args.push(arg);
+    }
+
+    /// Adds 64 bits.
+    pub(super) fn word(&mut self, name: &str, bits: u64) {
+        self.scalar(name, LaunchArg::Literal(Scalar::U64(bits)), DType::U64);
     }
 
     /// Adds a number that is fixed when the plan is made, so that kernels of many sizes share their code.
@@ -300,6 +376,23 @@ impl<'a> KernelText<'a> {
             )));
         }
         let grid = grid(device, groups)?;
+        let workgroup = [threads[0] as u32, threads[1] as u32, 1];
+        if self.language.is_general() && (grid[1] != 1 || self.wide) {
+            return Err(precompiled::refusal(
+                "kernels that ship compiled have 32-bit indices, too few for these sizes",
+            ));
+        }
+        if self.language == Language::Ptx {
+            let source = KernelSource::Binary {
+                format: self.language.format(),
+                bytes: precompiled::ptx(&self.name)?,
+                entry: self.name,
+                workgroup,
+                signature: Signature { in_place: self.in_place, ..Signature::new(self.signature) },
+                requires: Vec::new(),
+            };
+            return Ok(Launch { source, grid, args: self.args });
+        }
 
         let mut source = String::new();
         if self.uses_f64 {
@@ -308,10 +401,10 @@ impl<'a> KernelText<'a> {
         if self.contracts {
             source.push_str("#define CONTRACT\n");
         }
-        if self.language == Language::OpenClC && device.has_feature("fp16") {
+        if self.language.is_opencl() && device.has_feature("fp16") {
             source.push_str("#define HAS_F16\n");
         }
-        if self.language == Language::OpenClC && !rounds_division(device) {
+        if self.language.is_opencl() && !rounds_division(device) {
             source.push_str("#define ROUND_DIVISION\n");
         }
         source.push_str(self.language.prelude());
@@ -338,7 +431,7 @@ impl<'a> KernelText<'a> {
             source: source.into(),
             entry: self.name,
             options,
-            workgroup: [threads[0] as u32, threads[1] as u32, 1],
+            workgroup,
             signature: Signature { in_place: self.in_place, ..Signature::new(self.signature) },
             requires: self.requires,
         };
@@ -354,17 +447,17 @@ fn rounds_division(device: &DeviceInfo) -> bool {
 /// Division and roots are correctly rounded, and nothing is contracted behind our back, wherever a compiler may choose. Where
 /// it cannot be told to, `numeric.cl` rounds.
 fn options(language: Language, device: &DeviceInfo) -> &'static str {
-    match language {
-        Language::OpenClC if rounds_division(device) => {
-            "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt"
-        }
-        Language::OpenClC => "-cl-std=CL1.2",
-        Language::CudaC => "--fmad=false",
+    if !language.is_opencl() {
+        "--fmad=false"
+    } else if rounds_division(device) {
+        "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt"
+    } else {
+        "-cl-std=CL1.2"
     }
 }
 
 fn has_f64(language: Language, device: &DeviceInfo) -> bool {
-    language == Language::CudaC || device.has_feature("fp64")
+    !language.is_opencl() || device.has_feature("fp64")
 }
 
 /// Refuses a workgroup that the device could not run.

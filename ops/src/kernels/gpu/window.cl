@@ -7,11 +7,11 @@
 
 // The place of the first largest element of a window; a NaN is larger than any number. No window is all padding.
 #ifdef X_LOAD
-FN INDEX first_largest(const GLOBAL X_T* x, INDEX window) {
+FN INDEX first_largest(const GLOBAL X_T* x, INDEX window SIZE_PARAMETERS) {
     INDEX best = -1;
     ELEMENT largest = 0;
     for (INDEX tap = 0; tap < TAPS; tap++) {
-        const INDEX place = input_place(window, tap);
+        const INDEX place = input_place(window, tap SIZE_ARGUMENTS);
         if (place >= 0) {
             const ELEMENT value = X_LOAD(x, place);
             if (best < 0 || value > largest || (value != value && largest == largest)) {
@@ -32,10 +32,10 @@ KERNEL(THREADS, 1) void NAME(PARAMETERS) {
         ACC sum = 0;
         // The last tap looks from the first window, so windows are added in their order.
         for (INDEX tap = TAPS - 1; tap >= 0; tap--) {
-            const INDEX window = output_place(element, tap);
+            const INDEX window = output_place(element, tap SIZE_ARGUMENTS);
             if (window >= 0) {
 #ifdef SCATTER_TO_MAX
-                if (first_largest(x + outer * INPUTS, window) == element)
+                if (first_largest(x + outer * INPUTS, window SIZE_ARGUMENTS) == element)
 #endif
                     sum += (ACC)VALUES_LOAD(values, outer * OUTPUTS + window);
             }
@@ -48,12 +48,12 @@ KERNEL(THREADS, 1) void NAME(PARAMETERS) {
 #if defined(SUM)
         ACC sum = 0;
         for (INDEX tap = 0; tap < TAPS; tap++) {
-            const INDEX place = input_place(window, tap);
+            const INDEX place = input_place(window, tap SIZE_ARGUMENTS);
             if (place >= 0) sum += (ACC)X_LOAD(x, outer * INPUTS + place);
         }
         OUT_STORE(out, point, (ELEMENT)sum);
 #else
-        const INDEX place = outer * INPUTS + first_largest(x + outer * INPUTS, window);
+        const INDEX place = outer * INPUTS + first_largest(x + outer * INPUTS, window SIZE_ARGUMENTS);
 #if defined(MAX)
         OUT_STORE(out, point, X_LOAD(x, place));
 #else

@@ -4,6 +4,9 @@ use super::source::{KernelText, Language, accumulator, register, threads};
 use crate::lower::{LaunchArg, LowerRequest, Lowered, Unservable, Window, WindowKind};
 use halite_hal::Access;
 
+/// Threads of a workgroup in the text that serves all sizes.
+const GENERAL_THREADS: usize = 128;
+
 /// The launch of a sliding window.
 pub(super) fn lower(
     language: Language,
@@ -45,7 +48,7 @@ pub(super) fn lower(
         WindowKind::Max | WindowKind::Sum | WindowKind::GatherAtMax => window.outer * outputs,
     };
     let dtype = window.dtype;
-    let threads = threads(request);
+    let threads = if language.is_general() { GENERAL_THREADS } else { threads(request) };
     let mut text = KernelText::new(language, request, format!("{}_{dtype}_plain", window.kind.name()));
     text.reaches((window.outer * inputs.max(outputs)) as i64);
     let mut next = 0;
@@ -66,10 +69,10 @@ pub(super) fn lower(
     text.define("ELEMENT", register(dtype));
     text.define("ACC", register(accumulator(dtype)));
     for (name, value) in [("OUTER", window.outer), ("INPUTS", inputs), ("OUTPUTS", outputs), ("TAPS", taps)] {
-        text.define(name, value);
+        text.size(name, value)?;
     }
     let ones = vec![1; axes];
-    text.define_axes(&window.input, &window.output, &window.window, &window.stride, &ones, &window.pad_low);
+    text.define_axes(&window.input, &window.output, &window.window, &window.stride, &ones, &window.pad_low)?;
     text.push(include_str!("places.cl"));
     text.push(include_str!("window.cl"));
     Ok(Lowered::single(text.launch(points.div_ceil(threads), [threads, 1])?))

@@ -21,6 +21,7 @@ fn strategies() -> Vec<(&'static str, Parameters)> {
         ("tiled", sizes().with_tile([8, 16, 4]).with_threads([4, 4])),
         ("tiled", sizes().with_tile([16, 16, 4]).with_threads([4, 4])),
         ("tiled", sizes().with_tile([6, 16, 5]).with_threads([4, 2]).with_stages(1).with_split_k(3)),
+        ("precompiled", sizes()),
         ("packed", sizes().with_tile([8, 32])),
         ("packed", sizes().with_tile([3, 8]).with_threads([4])),
     ]

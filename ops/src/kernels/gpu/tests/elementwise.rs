@@ -5,7 +5,7 @@ use crate::cluster::{BinaryOp, Cluster, CompareOp, Literal, Step, StepOp, UnaryO
 use crate::kernels::cpu::elementwise::reference::{float, interpret, read};
 use crate::kernels::cpu::elementwise::tests::{random_cluster, random_memory, random_shape};
 use crate::kernels::cpu::harness::{Memory, Random};
-use crate::lower::{KernelOp, TensorType};
+use crate::lower::{KernelOp, Lowered, TensorType};
 use halite_hal::{DType, Scalar};
 use halite_profiles::Parameters;
 
@@ -38,8 +38,27 @@ fn check(
     let lowered = runner
         .lower("generated", &sizes(seed), &op, inputs, &outputs)
         .unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
-    let got = runner.launch(&lowered, inputs, &outputs, aliases, &SCALARS);
-    for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
+    compare(runner, seed, cluster, inputs, aliases, &lowered, &expected);
+    match runner.lower("interpreted", &Parameters::default(), &op, inputs, &outputs) {
+        Ok(lowered) => compare(runner, seed, cluster, inputs, aliases, &lowered, &expected),
+        Err(reason) => assert!(reason.to_string().contains("the interpreting kernel takes"), "{reason}"),
+    }
+}
+
+fn compare(
+    runner: &Runner,
+    seed: u64,
+    cluster: &Cluster,
+    inputs: &[(TensorType, Memory)],
+    aliases: &[Option<usize>],
+    lowered: &Lowered,
+    expected: &[Vec<u64>],
+) {
+    let outputs: Vec<TensorType> = (0..cluster.outputs.len())
+        .map(|n| TensorType::new(cluster.output_dtype(n), &cluster.shape))
+        .collect();
+    let got = runner.launch(lowered, inputs, &outputs, aliases, &SCALARS);
+    for (n, (got, expected)) in got.iter().zip(expected).enumerate() {
         let dtype = cluster.output_dtype(n);
         for (point, &expected) in expected.iter().enumerate() {
             let got = read(got.bytes(), dtype, point);
@@ -153,7 +172,11 @@ fn every_function_of_every_dtype_is_as_close_as_its_language_says() {
         let bitcast = same_size.map(|to| Step { op: StepOp::Bitcast(0), dtype: to });
         let steps: Vec<Step> = own.chain(compare).chain(bitcast).collect();
         // All outputs of one kernel would be more arguments than a device takes.
-        for part in steps.chunks(20) {
+        for (part, variant) in steps
+            .chunks(20)
+            .map(|part| (part, "generated"))
+            .chain(steps.chunks(4).map(|part| (part, "interpreted")))
+        {
             let mut cluster = cluster.clone();
             cluster.steps.extend(part);
             cluster.outputs = (2..cluster.steps.len() as u32).collect();
@@ -161,7 +184,7 @@ fn every_function_of_every_dtype_is_as_close_as_its_language_says() {
             let outputs: Vec<TensorType> =
                 (0..part.len()).map(|n| TensorType::new(cluster.output_dtype(n), &[37])).collect();
             let op = KernelOp::Elementwise(cluster.clone());
-            let got = runner.run("generated", &sizes(1), &op, &inputs, &outputs).expect("it is served");
+            let got = runner.run(variant, &sizes(1), &op, &inputs, &outputs).expect("it is served");
             for (step, (got, expected)) in part.iter().zip(got.iter().zip(&expected)) {
                 for (point, &expected) in expected.iter().enumerate() {
                     let got = read(got.bytes(), step.dtype, point);
@@ -178,7 +201,7 @@ fn every_function_of_every_dtype_is_as_close_as_its_language_says() {
                     };
                     assert!(
                         got == expected || step.dtype.is_float() && is_close(),
-                        "{:?} of {dtype} at {point} is {got:#x}, expected {expected:#x}",
+                        "{variant}: {:?} of {dtype} at {point} is {got:#x}, expected {expected:#x}",
                         step.op
                     );
                 }

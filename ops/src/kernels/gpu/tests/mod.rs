@@ -5,13 +5,14 @@
 
 mod contraction;
 mod elementwise;
+mod precompiled;
 mod reduce;
 mod rounding;
 mod shape;
 mod simulator;
 mod tensor_cores;
 
-use super::{Language, variants};
+use super::{Language, precompiled as shipped, variants};
 use crate::kernels::cpu::harness::Memory;
 use crate::lower::{KernelOp, LaunchArg, LowerRequest, Lowered, TensorType, Unservable};
 use halite_hal::{Arg, Buffer, Device, DeviceInfo, KernelSource, MemoryKind, Registry, Scalar};
@@ -115,7 +116,9 @@ impl Runner {
         let of_opencl = |v: &crate::lower::KernelVariant| {
             v.op == op.name() && v.name == variant && v.format == Language::OpenClC.format()
         };
-        let variant = variants().into_iter().find(of_opencl).expect("the test names a variant");
+        let general = shipped::variants_in(Language::GeneralOpenClC);
+        let variant =
+            variants().into_iter().chain(general).find(of_opencl).expect("the test names a variant");
         let device = &self.info;
         let request = LowerRequest { op, inputs: &inputs, outputs, parameters, local_staging: None, device };
         (variant.lower)(&request)

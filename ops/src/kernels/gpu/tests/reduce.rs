@@ -30,18 +30,25 @@ fn check(
     let program = &reduction.program;
     let bytes: Vec<&[u8]> = inputs.iter().map(|(_, memory)| memory.bytes()).collect();
     let values = &interpret(program, &bytes, &[])[0];
+    let output = TensorType::new(reduction.dtype, &program.shape[..reduction.kept_rank]);
+    let op = KernelOp::Reduce(reduction.clone());
+    for variant in ["generated", "precompiled"] {
+        let got = runner
+            .run(variant, parameters, &op, inputs, std::slice::from_ref(&output))
+            .unwrap_or_else(|reason| panic!("{context}: {variant}: {reason}"));
+        compare(reduction, values, &got[0], &format!("{context}: {variant}"));
+    }
+}
+
+fn compare(reduction: &Reduction, values: &[u64], got: &Memory, context: &str) {
+    let program = &reduction.program;
     let dtype = program.output_dtype(0);
     let kept: usize = program.shape[..reduction.kept_rank].iter().product();
     let length: usize = program.shape[reduction.kept_rank..].iter().product();
-    let output = TensorType::new(reduction.dtype, &program.shape[..reduction.kept_rank]);
-    let op = KernelOp::Reduce(reduction.clone());
-    let got = runner
-        .run("generated", parameters, &op, inputs, std::slice::from_ref(&output))
-        .unwrap_or_else(|reason| panic!("{context}: {reason}"));
     for row in 0..kept {
         let (expected, tolerance) =
             expected(reduction.kind, dtype, &values[row * length..(row + 1) * length]);
-        let got = read(got[0].bytes(), reduction.dtype, row);
+        let got = read(got.bytes(), reduction.dtype, row);
         let is_close = || {
             let (got, expected) = (float(reduction.dtype, got), float(reduction.dtype, expected));
             got == expected || got.is_nan() && expected.is_nan() || (got - expected).abs() <= tolerance
