@@ -104,6 +104,34 @@ fn workgroups_beyond_the_device_or_the_kernel_are_refused_before_the_driver() {
 }
 
 #[test]
+fn launches_that_do_not_fit_are_refused_before_the_driver() {
+    let Some(fake) = Fake::new(&[]) else { return };
+    let device = fake.open();
+    let stream = device.create_stream().unwrap();
+    let kernel = load(&device, "increment", vec![U32_BOTH, U32]).unwrap();
+    let values = upload_u32(&device, &stream, &[1, 2, 3]);
+    let launched = fake.count("cuLaunchKernel");
+    let good = vec![Arg::from(values.clone()), Scalar::U32(3).into()];
+    let [_, y, z] = device.info().limits.max_grid;
+    for (grid, args) in [
+        ([1, y + 1, 1], good.clone()),
+        ([1, 1, z + 1], good.clone()),
+        ([1, 1, 1], vec![values.clone().into()]),
+        ([1, 1, 1], vec![values.clone().into(), Scalar::F32(3.0).into()]),
+        ([1, 1, 1], vec![Scalar::U32(3).into(), values.clone().into()]),
+        ([1, 1, 1], vec![values.clone().into(), Scalar::U32(3).into(), Scalar::U32(3).into()]),
+    ] {
+        let error = stream.launch(&kernel, grid, &args).unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
+        assert!(error.message().contains("kernel 'increment'"), "{error}");
+    }
+    assert_eq!(fake.count("cuLaunchKernel"), launched);
+    // The stream goes on.
+    stream.launch(&kernel, [1, 1, 1], &good).unwrap();
+    assert_eq!(download_u32(&stream, &values), [2, 3, 4]);
+}
+
+#[test]
 fn dynamic_shared_memory_is_given_where_the_source_asks_for_it() {
     each_device(|device| {
         let stream = device.create_stream().unwrap();
