@@ -25,6 +25,7 @@ use device::FaultDevice;
 use halite_hal::{Device, Error, Layer, Result};
 use script::Script;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The layer `fault`.
@@ -33,6 +34,7 @@ pub struct Fault {
     script: Option<Arc<Script>>,
     /// Openings so far, by the device's name.
     openings: Mutex<HashMap<String, u64>>,
+    injected: Arc<AtomicU64>,
 }
 
 impl Fault {
@@ -46,7 +48,12 @@ impl Fault {
     /// # Errors
     /// `InvalidArgument` with line and column, what was expected there and what came.
     pub fn with_script(script: &str) -> Result<Self> {
-        Ok(Self { script: Some(Arc::new(Script::parse(script)?)), openings: Mutex::default() })
+        Ok(Self { script: Some(Arc::new(Script::parse(script)?)), ..Self::default() })
+    }
+
+    /// Faults that struck so far, on all devices that this layer wrapped. Rules whose calls never came have none.
+    pub fn injected(&self) -> u64 {
+        self.injected.load(Ordering::Relaxed)
     }
 
     /// The schedule that `random=SEED` stands for: one to four rules, drawn from the seed alone. None corrupts copies.
@@ -76,7 +83,7 @@ impl Layer for Fault {
         if !script.affects(inner.id(), opening) {
             return Ok(inner);
         }
-        Ok(Device::new(Arc::new(FaultDevice::new(inner, script.clone()))))
+        Ok(Device::new(Arc::new(FaultDevice::new(inner, script.clone(), self.injected.clone()))))
     }
 
     /// Takes a script, or with `@FILE` one from a file.

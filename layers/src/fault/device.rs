@@ -10,6 +10,7 @@ use halite_hal::{
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 pub(super) struct FaultDevice {
     inner: Device,
@@ -17,8 +18,8 @@ pub(super) struct FaultDevice {
 }
 
 impl FaultDevice {
-    pub(super) fn new(inner: Device, script: Arc<Script>) -> Self {
-        Self { inner, schedule: Arc::new(Schedule::new(script)) }
+    pub(super) fn new(inner: Device, script: Arc<Script>, injected: Arc<AtomicU64>) -> Self {
+        Self { inner, schedule: Arc::new(Schedule::new(script, injected)) }
     }
 
     /// # Errors

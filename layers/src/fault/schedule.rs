@@ -4,6 +4,7 @@ use super::random::{draw, fraction};
 use super::script::{Action, Call, Condition, Script};
 use halite_hal::{Error, ErrorKind, Result};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const MOST_UNNOTICED_CALLS: u64 = 4;
 pub(super) struct Schedule {
     script: Arc<Script>,
     state: Mutex<State>,
+    /// Counts what strikes.
+    injected: Arc<AtomicU64>,
 }
 
 struct State {
@@ -39,9 +42,9 @@ pub(super) struct Injection {
 }
 
 impl Schedule {
-    pub(super) fn new(script: Arc<Script>) -> Self {
+    pub(super) fn new(script: Arc<Script>, injected: Arc<AtomicU64>) -> Self {
         let counters = vec![Counter::default(); script.rules.len()];
-        Self { script, state: Mutex::new(State { counters, lost: None }) }
+        Self { script, state: Mutex::new(State { counters, lost: None }), injected }
     }
 
     /// Counts a call of `bytes`, and tells what befalls it. Of several rules that strike, the first in the script.
@@ -62,6 +65,7 @@ impl Schedule {
             };
             if is_hit && due.is_none() && rule.times.is_none_or(|times| *strikes < times) {
                 *strikes += 1;
+                self.injected.fetch_add(1, Ordering::Relaxed);
                 let note = format!(
                     "injected by the rule '{}' of the layer 'fault', at call {calls} of {}; without it in HALITE_LAYERS \
                      nothing is injected",
@@ -146,7 +150,7 @@ mod tests {
     use super::*;
 
     fn hits(script: &str, call: Call, calls: u64) -> Vec<u64> {
-        let schedule = Schedule::new(Arc::new(Script::parse(script).unwrap()));
+        let schedule = Schedule::new(Arc::new(Script::parse(script).unwrap()), Arc::default());
         (1..=calls).filter(|_| schedule.next(call, 100).is_some()).collect()
     }
 
@@ -177,8 +181,10 @@ mod tests {
 
     #[test]
     fn the_first_rule_wins_and_all_of_them_count() {
-        let schedule =
-            Schedule::new(Arc::new(Script::parse("launch@2=fail; stream@2=fault; launch@3=fault").unwrap()));
+        let schedule = Schedule::new(
+            Arc::new(Script::parse("launch@2=fail; stream@2=fault; launch@3=fault").unwrap()),
+            Arc::default(),
+        );
         let actions: Vec<_> = (0..4).map(|_| schedule.next(Call::Launch, 0).map(|i| i.action)).collect();
         // The second rule's turn passed with the first one's; it strikes at the next call, where the third waits too.
         assert_eq!(actions, [None, Some(Action::Fail), Some(Action::Fault), Some(Action::Fault)]);
