@@ -1,21 +1,24 @@
 //! An opened device with everything that evaluation needs: stream, pool, profile, kernels and plans.
 
+mod recovery;
+
 use crate::fuse::PlanNode;
 use crate::hash::IdMap;
 use crate::label::types;
 use crate::lower::TensorType;
+use crate::memory::{Content, Upload, Uploads, Value, WeakValue};
 use crate::node::{Node, Placement, topological_order};
 use crate::op::Op;
 use crate::plan::{
     Bindings, ChosenKernel, FallbackRegion, LaunchInfo, OutputMemory, Plan, Region, SharedPlan,
 };
-use crate::{Catalog, CustomOp, DType, Error, Result, Tensor};
+use crate::{Catalog, CustomOp, DType, Result, Tensor};
 use halite_hal::annotate::{self, Label, Note};
 use halite_hal::{
-    Allocation, BufferSlice, Device, ErrorKind, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar,
-    Stream,
+    BufferSlice, Device, ErrorKind, Event, MemoryKind, Pool, PoolConfig, PoolStats, Scalar, Stream,
 };
 use halite_profiles::{PoolLimit, Profile};
+use recovery::forfeit;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -44,6 +47,8 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     // What the device made goes before it: a layer may report what outlives its device.
     work: Mutex<Work>,
+    /// Locked after `work` where both are.
+    uploads: Mutex<Uploads>,
     kernels: Mutex<HashMap<String, ChosenKernel>>,
     pool: Pool,
     stream: Stream,
@@ -89,16 +94,6 @@ pub struct FallbackCount {
     pub count: u64,
 }
 
-/// Memory that holds a settled tensor; shared by tensors that are reshapes of one another.
-#[derive(Clone)]
-pub(crate) struct Value(Arc<Allocation>);
-
-impl Value {
-    fn slice(&self, len_bytes: u64) -> Result<BufferSlice> {
-        Ok(self.0.as_slice().slice(0, len_bytes)?)
-    }
-}
-
 #[derive(Default)]
 struct Work {
     plans: PlanCache,
@@ -117,6 +112,10 @@ struct InFlight {
     /// References that the inputs above hold, directly or not, to leaves and outputs by id. They do not count as
     /// somebody's interest in a value: whether they are still there depends on timing, and a plan must not.
     references: Vec<(u64, usize)>,
+    /// Memory that it writes: what holds it beside the outputs has lost its value when the evaluation fails.
+    written: Vec<WeakValue>,
+    /// Writes of the host that were enqueued before it, and arrived when it is done.
+    uploads: Vec<Upload>,
 }
 
 impl Engine {
@@ -145,6 +144,7 @@ impl Engine {
             catalog,
             fallback,
             work: Mutex::default(),
+            uploads: Mutex::default(),
             kernels: Mutex::default(),
             counters: Counters::default(),
             fallbacks: Mutex::default(),
@@ -208,7 +208,12 @@ impl Engine {
     pub fn synchronize(&self) -> Result<()> {
         let mut work = lock(&self.0.work);
         self.reap(&mut work, 0)?;
-        self.0.stream.synchronize().map_err(|error| self.recover(&mut work, error.into()))
+        let mark = lock(&self.0.uploads).mark();
+        match self.0.stream.synchronize() {
+            Ok(()) => lock(&self.0.uploads).arrived(mark),
+            Err(error) => return Err(self.recover(&mut work, error.into())),
+        }
+        Ok(())
     }
 
     /// What evaluating `tensors` together would launch, in order. Computes nothing.
@@ -228,42 +233,49 @@ impl Engine {
     /// A settled tensor of these bytes.
     pub(crate) fn leaf(&self, dtype: DType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tensor> {
         let _label = annotate::scope(|| tensor_label("upload", &TensorType::new(dtype, &shape)));
-        self.settled(dtype, shape, bytes.len() as u64, |slice| self.0.stream.write(slice, bytes))
+        self.settled(dtype, shape, bytes.len() as u64, Content::Bytes(bytes.into()))
     }
 
     /// A settled tensor of zeros, which never lie on the host. Needs no plan.
     pub(crate) fn settled_zeros(&self, dtype: DType, shape: Vec<usize>) -> Result<Tensor> {
         let len_bytes = TensorType::new(dtype, &shape).len_bytes() as u64;
-        self.settled(dtype, shape, len_bytes, |slice| self.0.stream.fill(slice, &[0]))
+        self.settled(dtype, shape, len_bytes, Content::Zeros)
     }
 
-    /// A settled tensor whose memory, if there is any, `write` gives its contents.
-    fn settled(
-        &self,
-        dtype: DType,
-        shape: Vec<usize>,
-        len_bytes: u64,
-        write: impl FnOnce(&BufferSlice) -> halite_hal::Result<()>,
-    ) -> Result<Tensor> {
-        let allocation = self.0.pool.allocate(&self.0.stream, len_bytes)?;
-        if len_bytes > 0
-            && let Err(error) = write(allocation.as_slice())
-        {
-            return Err(self.recover(&mut lock(&self.0.work), error.into()));
-        }
-        let value = Some(Value(Arc::new(allocation)));
+    /// A settled tensor whose memory, if there is any, is given this content.
+    fn settled(&self, dtype: DType, shape: Vec<usize>, len_bytes: u64, content: Content) -> Result<Tensor> {
+        let value = self.once_more(|| self.upload(len_bytes, content.clone()))?;
         Ok(Tensor::from_node(Node::new(
             Op::Leaf,
             dtype,
             shape,
             Placement::Device(self.clone()),
             Vec::new(),
-            value,
+            Some(value),
         )))
+    }
+
+    fn upload(&self, len_bytes: u64, content: Content) -> Result<Value> {
+        let value = Value::new(self.0.pool.allocate(&self.0.stream, len_bytes)?);
+        if len_bytes == 0 {
+            return Ok(value);
+        }
+        // Held over the write, so that whoever resets the stream knows of it.
+        let mut uploads = lock(&self.0.uploads);
+        if let Err(error) = content.write(&self.0.stream, &value.slice(len_bytes)?) {
+            drop(uploads);
+            return Err(self.recover(&mut lock(&self.0.work), error.into()));
+        }
+        uploads.push(&value, len_bytes, content);
+        Ok(value)
     }
 
     /// Computes a tensor and copies its bytes to the host.
     pub(crate) fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        self.once_more(|| self.evaluate_and_copy(tensor))
+    }
+
+    fn evaluate_and_copy(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         self.evaluate(&[tensor])?;
         let mut bytes = vec![0; tensor.tensor_type().len_bytes()];
         let value = tensor.0.state().value.clone();
@@ -279,37 +291,35 @@ impl Engine {
             return Ok(bytes);
         }
         let label = annotate::scope(|| tensor_label("download", &tensor.tensor_type()));
+        let mark = lock(&self.0.uploads).mark();
         let copied = self.0.stream.read_blocking(&slice, &mut bytes);
         drop(label);
         // The copy waited for everything before it, so whatever failed is known now.
         let mut work = lock(&self.0.work);
         match copied {
-            Ok(()) => self.reap(&mut work, MAX_IN_FLIGHT).map(|()| bytes),
+            Ok(()) => {
+                lock(&self.0.uploads).arrived(mark);
+                self.reap(&mut work, MAX_IN_FLIGHT).map(|()| bytes)
+            }
             Err(error) => Err(self.recover(&mut work, error.into())),
         }
     }
 
     /// Enqueues the computation of every tensor that is not settled yet.
     pub(crate) fn evaluate(&self, tensors: &[&Tensor]) -> Result<()> {
-        let mut work = lock(&self.0.work);
-        self.reap(&mut work, MAX_IN_FLIGHT)?;
-        let roots = open_roots(tensors);
-        if roots.is_empty() {
-            return Ok(());
-        }
-        let mut span = annotate::span(&self.0.device, || Label::new("evaluate"));
-        let graph = Graph::new(&roots, &work.in_flight);
-        let plan = self.plan(&mut work, &graph)?;
-        span.detail("launches", || plan.launches.len().to_string());
-        self.run(&mut work, &graph, &plan).map_err(|error| self.recover(&mut work, error))
-    }
-
-    /// Brings stream and tensors back to where they can be used after a failure; the first failure wins.
-    fn recover(&self, work: &mut Work, error: Error) -> Error {
-        let first = self.reap(work, 0).err();
-        // A lost device cannot be reset; its own error says more than the reset's.
-        let _ = self.0.stream.reset();
-        first.unwrap_or(error)
+        self.once_more(|| {
+            let mut work = lock(&self.0.work);
+            self.reap(&mut work, MAX_IN_FLIGHT)?;
+            let roots = open_roots(tensors);
+            if roots.is_empty() {
+                return Ok(());
+            }
+            let mut span = annotate::span(&self.0.device, || Label::new("evaluate"));
+            let graph = Graph::new(&roots, &work.in_flight);
+            let plan = self.plan(&mut work, &graph)?;
+            span.detail("launches", || plan.launches.len().to_string());
+            self.run(&mut work, &graph, &plan).map_err(|error| self.recover(&mut work, error))
+        })
     }
 
     fn plan(&self, work: &mut Work, graph: &Graph) -> Result<SharedPlan> {
@@ -326,6 +336,23 @@ impl Engine {
     }
 
     fn run(&self, work: &mut Work, graph: &Graph, plan: &SharedPlan) -> Result<()> {
+        let mut before_updates = None;
+        let outcome = self.enqueue(work, graph, plan, &mut before_updates);
+        if let (Err(_), Some(event)) = (&outcome, &before_updates) {
+            forfeit(graph, plan, event);
+        }
+        outcome
+    }
+
+    /// Enqueues a plan's work and settles its outputs. `before_updates` is the point from which on donated memory may be
+    /// overwritten, also after an error.
+    fn enqueue(
+        &self,
+        work: &mut Work,
+        graph: &Graph,
+        plan: &SharedPlan,
+        before_updates: &mut Option<Event>,
+    ) -> Result<()> {
         let Inner { pool, stream, .. } = &*self.0;
         let values: Vec<Option<Value>> =
             graph.order.iter().map(|tensor| tensor.0.state().value.clone()).collect();
@@ -340,16 +367,15 @@ impl Engine {
         let new: Vec<Value> = plan
             .allocations
             .iter()
-            .map(|&bytes| Ok(Value(Arc::new(pool.allocate(stream, bytes)?))))
+            .map(|&bytes| Ok(Value::new(pool.allocate(stream, bytes)?)))
             .collect::<Result<_>>()?;
-        let outputs: Vec<BufferSlice> = new.iter().map(|value| value.0.as_slice().clone()).collect();
+        let outputs: Vec<BufferSlice> = new.iter().map(|value| value.whole().clone()).collect();
         let arena = pool.allocate(stream, plan.arena_bytes)?;
         let bindings =
             Bindings { leaves: &leaves, outputs: &outputs, arena: arena.as_slice(), scalars: &graph.scalars };
-        let mut before_updates = None;
         for region in &plan.regions {
             match region {
-                Region::Updates => before_updates = Some(stream.record()?),
+                Region::Updates => *before_updates = Some(stream.record()?),
                 Region::Device { list, slots, scalars } => {
                     let buffers =
                         slots.iter().map(|&slot| bindings.slot(slot)).collect::<Result<Vec<_>>>()?;
@@ -362,7 +388,7 @@ impl Engine {
             let stats = pool.stats();
             annotate::note(self.0.device.id(), || Note::Pool(&stats));
         }
-        self.settle(work, graph, plan, values, &new, before_updates)
+        self.settle(work, graph, plan, values, &new, before_updates.clone())
     }
 
     /// Runs a unit on the fallback device; blocks, because its data go through the host.
@@ -434,14 +460,11 @@ impl Engine {
         new: &[Value],
         before_updates: Option<Event>,
     ) -> Result<()> {
-        let event = self.0.stream.record()?;
-        let mut in_flight = InFlight {
-            event,
-            before_updates,
-            outputs: Vec::new(),
-            donors: Vec::new(),
-            references: Vec::new(),
-        };
+        let mark = lock(&self.0.uploads).mark();
+        let event = self.record_or_finish(work)?;
+        // What had to be sent again meanwhile lies behind the event, and stays for the next evaluation.
+        let uploads = lock(&self.0.uploads).take_before(mark);
+        let (mut outputs, mut donors) = (Vec::new(), Vec::new());
         for &(node, memory) in &plan.outputs {
             let tensor = &graph.order[node];
             let value = match memory {
@@ -449,7 +472,7 @@ impl Engine {
                 OutputMemory::Shared(leaf) => values[leaf].clone(),
                 OutputMemory::Donated(leaf) => {
                     let donor = &graph.order[leaf];
-                    in_flight.donors.push((Arc::downgrade(&donor.0), Arc::downgrade(&tensor.0)));
+                    donors.push((Arc::downgrade(&donor.0), Arc::downgrade(&tensor.0)));
                     let mut state = donor.0.state();
                     state.handed_on = true;
                     state.value.take()
@@ -457,38 +480,22 @@ impl Engine {
             };
             let mut state = tensor.0.state();
             state.value = value;
-            in_flight.outputs.push((Arc::downgrade(&tensor.0), std::mem::take(&mut state.inputs)));
+            outputs.push((Arc::downgrade(&tensor.0), std::mem::take(&mut state.inputs)));
         }
-        let kept = |i: &usize| graph.edges[*i] > 0 && (graph.is_leaf[*i] || graph.is_output[*i]);
-        let references = (0..graph.order.len()).filter(kept).map(|i| (graph.order[i].0.id, graph.edges[i]));
-        in_flight.references.extend(references);
-        work.in_flight.push_back(in_flight);
         self.0.counters.evaluations.fetch_add(1, Ordering::Relaxed);
         self.0.counters.launches.fetch_add(plan.launches.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Looks at enqueued evaluations in order: releases what finished ones were computed from, and waits until at
-    /// most `keep` are left. After a failure every evaluation from the failed one on is undone.
-    fn reap(&self, work: &mut Work, keep: usize) -> Result<()> {
-        while let Some(oldest) = work.in_flight.front() {
-            let outcome = match oldest.event.is_done() {
-                Ok(false) if work.in_flight.len() <= keep => return Ok(()),
-                Ok(false) => {
-                    let _span = annotate::span(&self.0.device, || Label::new("wait for the device"));
-                    oldest.event.wait(None)
-                }
-                Ok(true) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = outcome {
-                undo(&mut work.in_flight);
-                // A lost device cannot be reset; its own error says more than the reset's.
-                let _ = self.0.stream.reset();
-                return Err(error.into());
-            }
-            work.in_flight.pop_front();
-        }
+        let Some(event) = event else { return Ok(()) };
+        let kept = |i: &usize| graph.edges[*i] > 0 && (graph.is_leaf[*i] || graph.is_output[*i]);
+        let references = (0..graph.order.len()).filter(kept).map(|i| (graph.order[i].0.id, graph.edges[i]));
+        work.in_flight.push_back(InFlight {
+            event,
+            before_updates,
+            outputs,
+            donors,
+            references: references.collect(),
+            written: new.iter().map(Value::downgrade).collect(),
+            uploads,
+        });
         Ok(())
     }
 
@@ -559,29 +566,6 @@ pub fn eval(tensors: &[&Tensor]) -> Result<()> {
     Ok(())
 }
 
-/// Takes evaluations back, the latest first: their outputs are unsettled again. Memory that an update may have begun
-/// to overwrite is not given back as the old value; everything else is.
-fn undo(in_flight: &mut VecDeque<InFlight>) {
-    while let Some(failed) = in_flight.pop_back() {
-        let is_overwritten = failed.before_updates.is_some_and(|event| event.is_done().unwrap_or(false));
-        for (donor, heir) in failed.donors {
-            if let (Some(donor), Some(heir), false) = (donor.upgrade(), heir.upgrade(), is_overwritten) {
-                let value = heir.state().value.take();
-                let mut state = donor.state();
-                state.handed_on = value.is_none();
-                state.value = value;
-            }
-        }
-        for (node, inputs) in failed.outputs {
-            if let Some(node) = node.upgrade() {
-                let mut state = node.state();
-                state.value = None;
-                state.inputs = inputs;
-            }
-        }
-    }
-}
-
 fn open_roots(tensors: &[&Tensor]) -> Vec<Tensor> {
     tensors.iter().filter(|tensor| !tensor.is_settled()).map(|&tensor| tensor.clone()).collect()
 }
@@ -637,8 +621,7 @@ impl Graph {
         for (i, tensor) in order.iter().enumerate() {
             let held_outside = Arc::strong_count(&tensor.0) > inside[i] + edges[i];
             if is_leaf[i] {
-                let alone =
-                    tensor.0.state().value.as_ref().is_some_and(|value| Arc::strong_count(&value.0) == 1);
+                let alone = tensor.0.state().value.as_ref().is_some_and(Value::is_unique);
                 donatable[i] = alone && !held_outside;
             } else if held_outside && !matches!(tensor.0.op, Op::Full(_) | Op::RuntimeScalar(_) | Op::Iota(_))
             {

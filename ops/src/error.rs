@@ -88,6 +88,11 @@ impl Error {
         Self::Gradient { message: message.into(), location: Location::caller() }
     }
 
+    /// Whether the same call may succeed later: memory may be freed, a wait may end, a link recover.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Device(error) if error.is_retryable())
+    }
+
     /// Whether the caller's input is at fault, rather than the device or the machine.
     pub fn is_usage(&self) -> bool {
         match self {

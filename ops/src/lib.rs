@@ -28,6 +28,7 @@ mod hash;
 pub mod kernels;
 mod label;
 pub mod lower;
+mod memory;
 mod node;
 mod op;
 pub mod optim;

@@ -1,6 +1,7 @@
 //! Nodes of the lazy graph: built once, settled once, dropped without recursion.
 
-use crate::engine::{Engine, Value};
+use crate::engine::Engine;
+use crate::memory::Value;
 use crate::op::Op;
 use crate::{DType, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};

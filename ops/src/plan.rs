@@ -266,24 +266,30 @@ impl<'a> Planner<'a> {
             values.iter().map(|&value| self.fused.values[value].kind.clone()).collect()
         };
         let (inputs, outputs) = (kinds(&unit.inputs), kinds(&unit.outputs));
-        match self.engine.lower(&unit.op, &inputs, &outputs) {
-            Ok(own) => self.loaded(unit, self.engine, own, None),
-            Err(Error::NoKernel { device, op, reason }) => {
-                let fallback = match (self.engine.profile().fallback(), self.engine.fallback_engine()) {
-                    (Fallback::Cpu, Some(fallback)) => fallback.clone(),
-                    _ => return Err(Error::NoKernel { device, op, reason }),
-                };
-                match fallback.lower(&unit.op, &inputs, &outputs) {
-                    Ok(own) => self.loaded(unit, &fallback, own, Some(reason)),
-                    Err(Error::NoKernel { device: other, reason: theirs, .. }) => Err(Error::NoKernel {
-                        device,
-                        op,
-                        reason: format!("{reason}; nor on {other}: {theirs}"),
-                    }),
-                    Err(error) => Err(error),
-                }
+        let refused = match self.engine.lower(&unit.op, &inputs, &outputs) {
+            Ok(own) => return self.loaded(unit, self.engine, own, None),
+            Err(error) => error,
+        };
+        let reason = match &refused {
+            Error::NoKernel { reason, .. } => reason.clone(),
+            // The first line; what follows is the compiler's log.
+            Error::Device(error) if is_build_failure(error) => {
+                error.to_string().lines().next().unwrap_or_default().to_owned()
             }
-            Err(error) => Err(error),
+            _ => return Err(refused),
+        };
+        let fallback = match (self.engine.profile().fallback(), self.engine.fallback_engine()) {
+            (Fallback::Cpu, Some(fallback)) => fallback.clone(),
+            _ => return Err(refused),
+        };
+        match (fallback.lower(&unit.op, &inputs, &outputs), refused) {
+            (Ok(own), _) => self.loaded(unit, &fallback, own, Some(reason)),
+            (
+                Err(Error::NoKernel { device: other, reason: theirs, .. }),
+                Error::NoKernel { device, op, .. },
+            ) => Err(Error::NoKernel { device, op, reason: format!("{reason}; nor on {other}: {theirs}") }),
+            (Err(Error::NoKernel { .. }), refused) => Err(refused),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -588,6 +594,7 @@ impl Engine {
             Err(error) => return Err(Error::Profile(error.to_string())),
         };
         let mut reasons = Vec::new();
+        let mut build_failure = None;
         for choice in ranking {
             let Some(variant) = variants.iter().find(|variant| variant.name == choice.variant) else {
                 continue;
@@ -608,10 +615,13 @@ impl Engine {
                 Err(Error::Device(error)) if *error.kind() == ErrorKind::Unsupported => {
                     reasons.push(format!("{}: {error}", variant.name));
                 }
+                Err(Error::Device(error)) if is_build_failure(&error) => {
+                    build_failure.get_or_insert(error);
+                }
                 loaded => return loaded,
             }
         }
-        Err(no_kernel(reasons.join("; ")))
+        Err(build_failure.map_or_else(|| no_kernel(reasons.join("; ")), Error::Device))
     }
 
     fn load_all(&self, variant: &str, parameters: &Parameters, lowered: Lowered) -> Result<ChosenKernel> {
@@ -637,6 +647,11 @@ impl Engine {
             workspace_bytes,
         })
     }
+}
+
+/// Whether a compiler refused a kernel, so that another one may serve.
+fn is_build_failure(error: &halite_hal::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Build { .. })
 }
 
 /// Checks what a variant answered: it may be another crate's.
