@@ -163,6 +163,7 @@ fn list_devices(session: &Session, args: &DevicesArgs) -> Result<u8, Stop> {
                 dtypes: info.dtypes.iter().map(ToString::to_string).collect(),
                 kernel_formats: info.kernel_formats.clone(),
                 profile: session.profile_of(info)?.name().to_owned(),
+                notes: info.notes.clone(),
             })
         })
         .collect::<Result<_, Stop>>()?;

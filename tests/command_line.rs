@@ -56,8 +56,17 @@ fn devices_are_listed_with_everything_that_programs_read() {
     let ids: Vec<&str> = devices.iter().map(|device| device["id"].as_str().unwrap()).collect();
     assert_eq!(ids[..2], ["cpu:0", "npu:0"]);
     for device in devices {
-        let keys =
-            ["id", "backend", "name", "memory_bytes", "compute_units", "dtypes", "kernel_formats", "profile"];
+        let keys = [
+            "id",
+            "backend",
+            "name",
+            "memory_bytes",
+            "compute_units",
+            "dtypes",
+            "kernel_formats",
+            "profile",
+            "notes",
+        ];
         let mut sorted = keys.to_vec();
         sorted.sort_unstable();
         let mut found = object(device);
@@ -249,4 +258,44 @@ fn the_effective_profile_names_the_file_of_each_value() {
     };
     assert!(source("kernels.elementwise[0].chunk").ends_with("mine.yaml:6"));
     assert!(source("kernels.dot_general[0].variant").starts_with("builtin:cpu.yaml"));
+}
+
+/// The one binary, without OpenCL and with it.
+#[test]
+fn the_same_program_says_why_opencl_is_absent_and_uses_it_where_it_is_there() {
+    let devices = |command: &mut Command| {
+        let done = command.args(["devices", "--json"]).output().expect("the program starts");
+        assert_eq!(done.status.code(), Some(SUCCESS), "{}", String::from_utf8_lossy(&done.stderr));
+        serde_json::from_slice::<Value>(&done.stdout).unwrap()
+    };
+    let mut without = common::program(Path::new(env!("CARGO_BIN_EXE_halite")));
+    let list = devices(&mut without);
+    let absent = list["unavailable"].as_array().unwrap();
+    for backend in ["opencl", "cuda"] {
+        let entry = absent
+            .iter()
+            .find(|entry| entry["backend"] == backend)
+            .expect("its library is a path to nothing");
+        assert!(entry["reason"].as_str().unwrap().contains("/absent/library.so"), "{entry}");
+    }
+
+    let session = common::session();
+    let Some(device) = common::opencl(&session) else { return };
+    let mut with = Command::new(env!("CARGO_BIN_EXE_halite"));
+    common::clear(&mut with);
+    let list = devices(&mut with);
+    assert!(list["devices"].as_array().unwrap().iter().any(|entry| entry["id"] == device.as_str()), "{list}");
+}
+
+/// Nothing of a vendor's is linked, so that the program starts everywhere.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_is_linked_with_no_driver() {
+    let listed =
+        Command::new("ldd").arg(env!("CARGO_BIN_EXE_halite")).output().expect("ldd is part of the C library");
+    let libraries = String::from_utf8_lossy(&listed.stdout).to_lowercase();
+    assert!(libraries.contains("libc.so"), "{libraries}");
+    for vendor in ["opencl", "cuda", "nvrtc", "cublas", "nvidia", "emulator"] {
+        assert!(!libraries.contains(vendor), "{libraries}");
+    }
 }

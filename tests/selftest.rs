@@ -13,13 +13,19 @@ use std::sync::Arc;
 #[test]
 fn the_devices_of_this_repository_pass() {
     let session = common::session();
-    for device in common::DEVICES {
-        let report = selftest::run(&session, device, &[], &mut |_, _| {}).unwrap();
+    let opencl = common::opencl(&session);
+    for device in common::DEVICES.into_iter().chain(opencl.as_deref()) {
+        // Every op has its own test on OpenCL, where each kernel has to be compiled.
+        let suites = match device.starts_with("opencl") {
+            true => ["memory", "training"].map(str::to_owned).to_vec(),
+            false => Vec::new(),
+        };
+        let report = selftest::run(&session, device, &suites, &mut |_, _| {}).unwrap();
         assert!(report.succeeded(), "{}", report.to_json());
-        let suites: Vec<&str> = report.suites.iter().map(|suite| suite.suite).collect();
-        assert_eq!(suites, selftest::SUITES);
+        let run: Vec<&str> = report.suites.iter().map(|suite| suite.suite).collect();
+        assert!(if suites.is_empty() { run == selftest::SUITES } else { run == suites }, "{run:?}");
         assert!(report.suites.iter().all(|suite| suite.passed > 0 && suite.unsupported.is_empty()));
-        assert_eq!(report.suites[2].on_fallback, 0, "{device}: training needs no fallback");
+        assert_eq!(report.suites.last().unwrap().on_fallback, 0, "{device}: training needs no fallback");
     }
 }
 

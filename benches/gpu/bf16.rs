@@ -52,8 +52,11 @@ pub(crate) fn bench(subject: &Subject, report: &mut Report) -> Outcome {
                 Err(error) => report.note(format!("{product}, variant {}: {error}", variant.name)),
             }
         }
+        let has_warpgroups = pinned.iter().any(|(name, _)| name.contains("warpgroups"));
         for (name, (engine, operands)) in pinned {
-            let is_for_tensor_cores = is_required && name.contains("tensor");
+            // The requirement is for the fastest kind of kernel that the device can run.
+            let is_for_tensor_cores =
+                is_required && (name.contains("warpgroups") || (name.contains("tensor") && !has_warpgroups));
             required.push(is_for_tensor_cores.then_some(REQUIRED_TENSOR_CORES));
             sides
                 .push(Side::new(format!("pinned: {name}"), move |count| multiply(&engine, &operands, count)));
@@ -108,7 +111,7 @@ fn own_variants(engine: &Engine) -> impl Iterator<Item = Arc<KernelVariant>> {
 }
 
 /// An engine whose profile names this variant alone, with the operands on it. Its sizes are those of the profile in force,
-/// or else the first that tuning would try.
+/// or else the variant's own.
 fn pin(
     engine: &Engine,
     variant: &KernelVariant,
@@ -117,8 +120,7 @@ fn pin(
 ) -> Outcome<(Engine, [Tensor; 2])> {
     let profile = engine.profile();
     let own = profile.kernel_entries("dot_general").iter().find(|entry| entry.variant() == variant.name);
-    let parameters =
-        own.map(|entry| entry.parameters()).or(variant.candidates.first()).cloned().unwrap_or_default();
+    let parameters = own.map(|entry| entry.parameters().clone()).unwrap_or_default();
     let separator = if parameters.is_empty() { "" } else { ", " };
     let text = format!(
         "name: pinned\nextends: {}\nkernels:\n  dot_general:\n  - {{ variant: {}{separator}{parameters} }}\n",

@@ -162,6 +162,8 @@ pub struct DeviceInfo {
     pub features: Vec<String>,
     /// Hard limits.
     pub limits: Limits,
+    /// What the device could do with software that was not found, a sentence each, for people.
+    pub notes: Vec<String>,
 }
 
 impl DeviceInfo {
@@ -188,6 +190,7 @@ impl DeviceInfo {
                 max_workgroup_threads: 1,
                 local_memory_bytes: 0,
             },
+            notes: Vec::new(),
         }
     }
 

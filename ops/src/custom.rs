@@ -79,7 +79,7 @@ impl Catalog {
     }
 
     /// Checks what a user wrote into a profile, before anything runs: it may name only operations, and variants of
-    /// formats that the device takes, that are here; a `when` only sizes that its operation
+    /// formats that the device takes, or would take with its compiler, that are here; a `when` only sizes that its operation
     /// [has](KernelOp::variable_names); an entry only sizes that its variant [reads](KernelVariant::with_sizes); and
     /// sums are kept as kernels keep them.
     /// Entries of built-in profiles may name what a program has left out.
@@ -94,7 +94,7 @@ impl Catalog {
         ops.dedup();
         profile.check_ops(&ops).map_err(profile_error)?;
         for op in ops {
-            let names = self.variants_of(op).filter(|variant| device.accepts(&variant.format));
+            let names = self.variants_of(op).filter(|variant| speaks(device, &variant.format));
             let candidates: Vec<Candidate<'_>> =
                 names.map(|variant| Candidate { variant: &variant.name, requires: &[] }).collect();
             profile.check_variants(op, &candidates).map_err(profile_error)?;
@@ -106,7 +106,7 @@ impl Catalog {
 
     /// The sizes that the variants of this name read, in any format that the device takes; `None` if one takes all.
     fn sizes_of(&self, op: &str, name: &str, device: &DeviceInfo) -> Option<Vec<Size>> {
-        let named = self.variants_of(op).filter(|own| own.name == name && device.accepts(&own.format));
+        let named = self.variants_of(op).filter(|own| own.name == name && speaks(device, &own.format));
         let sizes = named.map(|variant| variant.sizes.clone()).collect::<Option<Vec<_>>>()?;
         Some(sizes.concat())
     }
@@ -115,4 +115,9 @@ impl Catalog {
     pub fn variants_of<'a>(&'a self, op: &'a str) -> impl Iterator<Item = &'a Arc<KernelVariant>> {
         self.variants.iter().filter(move |variant| variant.op == op)
     }
+}
+/// Whether the device takes kernels of `format`, or would if the compiler of its backend's language were there: what a
+/// profile may name on every machine.
+pub(crate) fn speaks(device: &DeviceInfo, format: &str) -> bool {
+    device.accepts(format) || format.strip_suffix("-c") == Some(device.id.backend.as_str())
 }

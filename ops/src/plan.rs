@@ -4,6 +4,7 @@
 //! training loop plans once and replays.
 
 use crate::access::ValueIndex;
+use crate::custom;
 use crate::engine::Engine;
 use crate::fuse::{Fused, PlanNode, Unit, fuse};
 use crate::label::unit_label;
@@ -572,12 +573,24 @@ impl Engine {
         let info = self.device().info();
         let variants: Vec<_> =
             self.catalog().variants_of(op.name()).filter(|v| info.accepts(&v.format)).collect();
+        // A profile may name what a compiler that is not there would make; it is passed over.
+        let entries = self.profile().kernel_entries(op.name());
+        let others: Vec<_> = self
+            .catalog()
+            .variants_of(op.name())
+            .filter(|v| !info.accepts(&v.format) && custom::speaks(info, &v.format))
+            .filter(|v| entries.iter().any(|entry| entry.variant() == v.name))
+            .filter(|v| variants.iter().all(|own| own.name != v.name))
+            .collect();
         let requires: Vec<Vec<&str>> =
             variants.iter().map(|variant| variant.requires.iter().map(String::as_str).collect()).collect();
         let candidates: Vec<Candidate<'_>> = variants
             .iter()
             .zip(&requires)
             .map(|(variant, requires)| Candidate { variant: &variant.name, requires })
+            .chain(
+                others.iter().map(|variant| Candidate { variant: &variant.name, requires: &["a compiler"] }),
+            )
             .collect();
         let no_kernel = |reason: String| Error::NoKernel {
             device: info.id.to_string(),

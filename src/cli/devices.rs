@@ -47,6 +47,8 @@ pub struct DeviceEntry {
     pub kernel_formats: Vec<String>,
     /// The profile that chooses its kernels.
     pub profile: String,
+    /// What it could do with software that was not found.
+    pub notes: Vec<String>,
 }
 
 impl DeviceList {
@@ -75,6 +77,11 @@ impl DeviceList {
                 ]);
             }
             let _ = writeln!(text, "{table}");
+            for device in &self.devices {
+                for note in &device.notes {
+                    let _ = writeln!(text, "{}: {note}", device.id);
+                }
+            }
         }
         text.push_str(&unavailable_lines(&self.unavailable));
         text
@@ -96,6 +103,7 @@ mod tests {
                 dtypes: vec!["f32".into(), "f16".into()],
                 kernel_formats: vec!["native".into()],
                 profile: "cpu-avx2".into(),
+                notes: vec!["slow without a compiler".into()],
             }],
             unavailable: vec![UnavailableBackend { backend: "cuda".into(), reason: "no driver".into() }],
         }
@@ -105,7 +113,7 @@ mod tests {
     fn json_has_the_documented_fields_in_order() {
         assert_eq!(
             list().to_json(),
-            r#"{"devices":[{"id":"cpu:0","backend":"cpu","name":"Example CPU","memory_bytes":25769803776,"compute_units":2,"dtypes":["f32","f16"],"kernel_formats":["native"],"profile":"cpu-avx2"}],"unavailable":[{"backend":"cuda","reason":"no driver"}]}"#
+            r#"{"devices":[{"id":"cpu:0","backend":"cpu","name":"Example CPU","memory_bytes":25769803776,"compute_units":2,"dtypes":["f32","f16"],"kernel_formats":["native"],"profile":"cpu-avx2","notes":["slow without a compiler"]}],"unavailable":[{"backend":"cuda","reason":"no driver"}]}"#
         );
         assert_eq!(DeviceList::default().to_json(), r#"{"devices":[],"unavailable":[]}"#);
     }
@@ -113,8 +121,17 @@ mod tests {
     #[test]
     fn the_table_shows_every_device_and_every_absence() {
         let table = list().to_table(110);
-        for part in ["cpu:0", "Example CPU", "24.0 GiB", "f32 f16", "native", "cpu-avx2", "cuda", "no driver"]
-        {
+        for part in [
+            "cpu:0",
+            "Example CPU",
+            "24.0 GiB",
+            "f32 f16",
+            "native",
+            "cpu-avx2",
+            "cpu:0: slow without",
+            "cuda",
+            "no driver",
+        ] {
             assert!(table.contains(part), "{part} is missing:\n{table}");
         }
         assert!(DeviceList::default().to_table(80).contains("No device was found."));

@@ -18,7 +18,13 @@ pub(super) fn run(session: &Session, engine: &Engine, notes: &mut Notes<'_>) {
             notes.fail(&format!("training in {storage}"), error);
         }
     }
-    notes.result.on_fallback += (fallbacks(engine) - before) as usize;
+    let on_fallback = fallbacks(engine) - before;
+    notes.result.on_fallback += on_fallback as usize;
+    if on_fallback > 0 {
+        let message =
+            format!("{on_fallback} operations ran on another device, so the steps say little of this one");
+        notes.fail("training without a fallback", message);
+    }
 }
 
 fn compare(

@@ -114,6 +114,18 @@ fn describe(index: u32, properties: &Properties, driver: &Driver, toolkit: Toolk
     probe::describe(DeviceId::new(NAME, index), properties, &version, toolkit)
 }
 
+/// What is said of libraries that were not found.
+fn notes(nvrtc: &Result<&'static Nvrtc>, cublaslt: &Result<&'static CublasLt>) -> Vec<String> {
+    let nvrtc = nvrtc.as_ref().err().map(|error| {
+        format!("without NVRTC, shipped kernels serve and nothing is fused: {}", error.message())
+    });
+    let cublaslt = cublaslt
+        .as_ref()
+        .err()
+        .map(|error| format!("without cuBLASLt, own kernels multiply matrices: {}", error.message()));
+    nvrtc.into_iter().chain(cublaslt).collect()
+}
+
 impl driver::Backend for CudaBackend {
     fn name(&self) -> &str {
         NAME
@@ -124,7 +136,12 @@ impl driver::Backend for CudaBackend {
         let devices = probe::devices(driver)?;
         let (nvrtc, cublaslt) = self.toolkit(driver);
         let toolkit = Toolkit { has_nvrtc: nvrtc.is_ok(), has_cublaslt: cublaslt.is_ok() };
-        let describe = |(index, properties)| describe(index, properties, driver, toolkit);
+        let notes = notes(&nvrtc, &cublaslt);
+        let describe = |(index, properties)| {
+            let mut info = describe(index, properties, driver, toolkit);
+            info.notes.clone_from(&notes);
+            info
+        };
         Ok((0..).zip(&devices).map(describe).collect())
     }
 
@@ -148,12 +165,10 @@ impl driver::Backend for CudaBackend {
         let properties = probe::properties(driver, index)?;
         let context = Context::retain(driver, driver.device(index)?)?;
         let (nvrtc, cublaslt) = self.toolkit(driver);
-        for missing in [nvrtc.as_ref().err(), cublaslt.as_ref().err()].into_iter().flatten() {
-            log::info!("{NAME}:{index}: {}", missing.message());
-        }
         let toolkit = Toolkit { has_nvrtc: nvrtc.is_ok(), has_cublaslt: cublaslt.is_ok() };
         let mut info = describe(index, &properties, driver, toolkit);
         info.id = info.id.opened();
+        info.notes = notes(&nvrtc, &cublaslt);
         let open = DeviceShared::open(context, info, properties, nvrtc, cublaslt, self.cache())?;
         *slot = Arc::downgrade(&open);
         Ok(device::handle(open))

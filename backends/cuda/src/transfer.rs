@@ -51,7 +51,7 @@ unsafe impl Sync for HostCopy {}
 
 /// What the driver calls; `data` is a [`HostCopy`].
 unsafe extern "C" fn run_host_copy(data: *mut c_void) {
-    // SAFETY: the stream holds the copy until the call is over, or for good (see `Books::release`).
+    // SAFETY: the stream holds the copy until the call is over, or for good (see `Books::give_up`).
     let copy = unsafe { &*data.cast::<HostCopy>() };
     // SAFETY: both ranges are that long and owned by `copy`; a block and caller's memory do not overlap.
     unsafe { ptr::copy_nonoverlapping(copy.from, copy.to, copy.len_bytes) }
@@ -120,7 +120,8 @@ impl StreamShared {
             while !self.write_part(&part, bytes)? {
                 // Blocks come back when the work that uses them is over.
                 if self.in_flight() == 0 {
-                    return self.write(&part, bytes.into());
+                    self.write(&part, bytes.into())?;
+                    break;
                 }
                 self.synchronize(None)?;
             }

@@ -257,6 +257,13 @@ fn copies_do_without_blocks_when_all_are_in_use() {
     // Its own stream is where blocks come back, and there they do not before the gate opens; another's may not wait.
     other.write_blocking(&small, &[4; 100_000]).unwrap();
     assert_eq!(download(&other, &small), [4; 100_000]);
+    // More than what goes through blocks at a time, and a tail.
+    let len = (64 << 20) + 4097;
+    let large = device.allocate(len as u64, MemoryKind::Device).unwrap().all();
+    let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+    other.fill(&large, &[0xEE]).unwrap();
+    other.write_blocking(&large, &bytes).unwrap();
+    assert!(download(&other, &large) == bytes, "a blocking write in parts");
     gate.open();
     for read in reads {
         assert!(read.wait().unwrap() == vec![7; 48 << 20]);

@@ -94,9 +94,10 @@ impl Drop for DeviceMemory {
                 }
             }
             Backing::Mapped(mem, address) => {
+                // The service queue holds nothing else, and some drivers free memory whose unmapping is under way.
                 let given_back = self.device.on_service_queue(|queue| {
                     queue.unmap(&mem, address)?;
-                    queue.flush()
+                    queue.finish()
                 });
                 if let Err(error) = given_back {
                     log::debug!("{}: {error}", self.device.info().id);

@@ -480,7 +480,10 @@ pub(super) fn most_threads(device: &DeviceInfo) -> usize {
 
 /// The threads of a workgroup that a profile asks for, as many as the device takes.
 pub(super) fn threads(request: &LowerRequest<'_>) -> usize {
-    let asked = request.parameters.threads().map(|threads| threads.iter().map(|&t| t as usize).product());
+    let asked = request
+        .parameters
+        .threads()
+        .map(|threads| threads.iter().fold(1_usize, |product, &t| product.saturating_mul(t as usize)));
     asked.unwrap_or(DEFAULT_THREADS).clamp(1, most_threads(request.device))
 }
 
