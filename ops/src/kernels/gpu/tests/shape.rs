@@ -50,7 +50,7 @@ fn random_windows_match_the_definition() {
         let outputs = [TensorType::new(dtype, &[expected.len()])];
         let sizes = Parameters::default().with_threads([32]);
         let op = KernelOp::Window(window);
-        let variant = if seed % 3 == 0 { "precompiled" } else { "plain" };
+        let variant = if seed % 3 == 1 { "precompiled" } else { "plain" };
         let got = runner.run(variant, &sizes, &op, &inputs, &outputs);
         let got = got.unwrap_or_else(|reason| panic!("seed {seed}: {reason} for {op:?}"));
         for (at, &expected) in expected.iter().enumerate() {
