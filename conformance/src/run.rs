@@ -153,13 +153,14 @@ impl Runner<'_> {
             spin: OnceLock::new(),
         };
         let outcome = self.run_on_a_thread(test, context);
+        if self.device.is_none() {
+            // Whoever did not end may hold a lock that any call would wait for.
+            return outcome;
+        }
         if let Health::Lost { reason } = guarded(|| Ok(device.health()))? {
             // What was lost stays so; the next test gets another opening.
             self.device = None;
             return outcome.and(Err(Stop::Failed(format!("the device is lost after the test: {reason}"))));
-        }
-        if self.device.is_none() {
-            return outcome;
         }
         let settled = guarded(|| settle(&device, before));
         if settled.is_err() {

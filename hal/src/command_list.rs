@@ -422,7 +422,8 @@ impl CommandList {
 
     /// Binds each command in order and passes it to `enqueue`, on the calling thread. For backends.
     ///
-    /// Blocks as `enqueue` does. Each command owns handles to what it uses.
+    /// Blocks as `enqueue` does. Each command owns handles to what it uses. Launches over an empty grid are left out, as
+    /// [`Stream::launch`] leaves them out.
     ///
     /// # Errors
     /// The first error of `enqueue`, which ends the loop; `InvalidArgument` when a binding is missing or too short.
@@ -432,7 +433,10 @@ impl CommandList {
         scalars: &[Scalar],
         mut enqueue: impl FnMut(Command) -> Result<()>,
     ) -> Result<()> {
-        self.0.commands.iter().try_for_each(|command| enqueue(bind(command, buffers, scalars)?))
+        self.0.commands.iter().try_for_each(|command| match bind(command, buffers, scalars)? {
+            Command::Launch { grid, .. } if grid.contains(&0) => Ok(()),
+            command => enqueue(command),
+        })
     }
 
     pub(crate) fn check(&self, stream: &Stream, buffers: &[Binding], scalars: &[Scalar]) -> Result<()> {

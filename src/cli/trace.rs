@@ -138,7 +138,7 @@ impl Summary {
                 format!("{:.1} %", op.share * 100.0),
                 time(op.mean_us),
                 time(op.longest_us),
-                rate(op.read_bytes + op.written_bytes, op.total_us),
+                rate(op.read_bytes.saturating_add(op.written_bytes), op.total_us),
             ]);
         }
         let _ = writeln!(text, "\n{rows}");

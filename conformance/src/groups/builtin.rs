@@ -42,7 +42,7 @@ fn element(context: &Context) -> DType {
         .unwrap_or(DType::F32)
 }
 
-fn contiguous(kind: BuiltinKind, dtype: DType, shape: &[u64]) -> halite_hal::Result<BuiltinOp> {
+pub(super) fn contiguous(kind: BuiltinKind, dtype: DType, shape: &[u64]) -> halite_hal::Result<BuiltinOp> {
     BuiltinOp::new(kind, vec![OperandDesc::contiguous(dtype, shape); kind.operand_count()])
 }
 

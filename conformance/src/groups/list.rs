@@ -1,5 +1,6 @@
 //! Command lists: replayed, they do what the same commands do directly, with what is bound to their slots.
 
+use super::builtin::contiguous;
 use super::launch::number;
 use super::order::after;
 use super::{Tests, in_threads};
@@ -7,8 +8,9 @@ use crate::context::{Context, holds, holds_words, same_bytes};
 use crate::outcome::{Outcome, Stop};
 use crate::program::TestKernel;
 use crate::random::Random;
+use halite_hal::builtin::BuiltinKind;
 use halite_hal::{
-    BufferSlice, CommandList, CommandListBuilder, ErrorKind, Kernel, RecordedArg, RecordedCommand,
+    BufferSlice, CommandList, CommandListBuilder, DType, ErrorKind, Kernel, RecordedArg, RecordedCommand,
     RecordedRange, Result as HalResult, Scalar, Stream,
 };
 use std::time::Duration;
@@ -114,6 +116,32 @@ fn equal(tests: &mut Tests) {
         stream.replay(&list, &[buffer.slice(4, 0)?], &[])?;
         holds(&stream, &buffer, &[1; 8], "the buffer")
     });
+    tests.add("an-empty-grid", "a recorded launch over no workgroups does nothing", |context| {
+        let (kernel, stream) = (context.kernel(TestKernel::Update)?, context.stream()?);
+        let x = context.upload_words(&stream, &[1, 2, 3, 4])?;
+        let mut update = recorded_update(&kernel, fixed(&x), RecordedArg::Scalar(Scalar::U32(9)));
+        if let RecordedCommand::Launch { grid, .. } = &mut update {
+            *grid = [0, 1, 1];
+        }
+        stream.replay(&record(context, vec![update])?, &[], &[])?;
+        holds_words(&stream, &x, &[1, 2, 3, 4], "the buffer")
+    });
+    tests.add(
+        "an-empty-grid-of-a-built-in",
+        "a recorded built-in over no workgroups does nothing",
+        |context| {
+            let copy = contiguous(BuiltinKind::Copy, DType::F32, &[1])?;
+            let (kernel, stream) = (context.builtin(copy)?, context.stream()?);
+            let (input, out) = (context.upload(&stream, &[7; 4])?, context.upload(&stream, &[1; 4])?);
+            let launch = RecordedCommand::Launch {
+                kernel,
+                grid: [0, 1, 1],
+                args: [&input, &out].map(|slice| RecordedArg::Buffer(fixed(slice))).to_vec(),
+            };
+            stream.replay(&record(context, vec![launch])?, &[], &[])?;
+            holds(&stream, &out, &[1; 4], "the target")
+        },
+    );
     for seed in 0..6u64 {
         tests.add(
             format!("random-{seed}-equals-direct"),

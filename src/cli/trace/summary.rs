@@ -295,7 +295,9 @@ impl Adder {
             "process_name" if event.arg_text("name").contains(": ") => {
                 self.devices.entry(event.process()).or_default().title = event.arg_text("name").to_owned();
             }
-            "halite_trace_end" => self.lost_notes += event.arg_count("lost_notes"),
+            "halite_trace_end" => {
+                self.lost_notes = self.lost_notes.saturating_add(event.arg_count("lost_notes"));
+            }
             _ => {}
         }
     }
@@ -322,26 +324,27 @@ impl Adder {
             "copy" => {
                 let bytes = event.arg_count("bytes");
                 device.copies += 1;
-                device.moved[match event.text("name") {
+                let moved = &mut device.moved[match event.text("name") {
                     "write" => 0,
                     "read" => 1,
                     _ => 2,
-                }] += bytes;
+                }];
+                *moved = moved.saturating_add(bytes);
                 let copy = self.copies.entry(key).or_default();
                 copy.add(us);
-                copy.read_bytes += bytes;
+                copy.read_bytes = copy.read_bytes.saturating_add(bytes);
             }
             category => {
                 if category == "replay" {
                     device.replays += 1;
-                    device.launches += event.arg_count("launches");
+                    device.launches = device.launches.saturating_add(event.arg_count("launches"));
                 } else {
                     device.launches += 1;
                 }
                 let op = self.ops.entry(key).or_default();
                 op.add(us);
-                op.read_bytes += event.arg_count("read");
-                op.written_bytes += event.arg_count("written");
+                op.read_bytes = op.read_bytes.saturating_add(event.arg_count("read"));
+                op.written_bytes = op.written_bytes.saturating_add(event.arg_count("written"));
             }
         }
         if let ("X", Some(span)) = (event.text("ph"), event.span()) {
@@ -554,6 +557,23 @@ mod tests {
         assert!(summary.to_table(0, 110).contains("dot"));
         let json: Value = serde_json::from_str(&summary.to_json()).unwrap();
         assert_eq!((&json["ending"], &json["devices"][0]["launches"]), (&"cut".into(), &3.into()));
+    }
+
+    #[test]
+    fn counts_without_a_measure_are_kept_in_bounds() {
+        let most = u64::MAX;
+        let copy = format!(
+            r#"{{"ph":"X","cat":"copy","name":"write","ts":1,"dur":2,"pid":1,"tid":1,"args":{{"bytes":{most}}}}}"#
+        );
+        let launch = format!(
+            r#"{{"ph":"X","cat":"launch","name":"mul","ts":1,"dur":2,"pid":1,"tid":1,"args":{{"read":{most},"written":{most}}}}}"#
+        );
+        let replay = format!(
+            r#"{{"ph":"X","cat":"replay","name":"list","ts":1,"dur":2,"pid":1,"tid":1,"args":{{"launches":{most}}}}}"#
+        );
+        let summary = summary(&format!("[{copy},{copy},{launch},{launch},{replay},{replay}]"));
+        assert_eq!((summary.devices[0].to_device_bytes, summary.devices[0].launches), (most, most));
+        assert!(summary.to_table(20, 110).contains("mul"));
     }
 
     #[test]

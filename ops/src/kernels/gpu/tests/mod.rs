@@ -82,7 +82,12 @@ impl Runner {
 
     /// A share of `cases` that takes a simulator as long as a device takes for all of them.
     pub(super) fn cases(&self, cases: u64) -> u64 {
-        if self.info.name.contains("Oclgrind") { cases.div_ceil(4) } else { cases }
+        if self.is_simulated() { cases.div_ceil(4) } else { cases }
+    }
+
+    /// Whether instructions are simulated one by one.
+    pub(super) fn is_simulated(&self) -> bool {
+        self.info.name.contains("Oclgrind")
     }
 
     /// Whether the device has f64.

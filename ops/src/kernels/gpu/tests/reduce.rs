@@ -115,7 +115,9 @@ fn few_results_of_many_elements_go_through_segments() {
         (&[5, 5_021], 1, vec![1, 5]),
         (&[3, 330, 47], 1, vec![47, 3 * 47, 1]),
     ];
-    for (shape, kept, strides) in cases {
+    // A simulator of instructions would take minutes for all of it.
+    let cases = if runner.is_simulated() { &cases[2..3] } else { &cases[..] };
+    for (shape, kept, strides) in cases.iter().cloned() {
         let n: usize = shape.iter().product();
         let x: Vec<f32> = (0..n).map(|_| random.unit() + 0.25).collect();
         let input = [(TensorType::new(DType::F32, &[n]), Memory::new(as_bytes(&x)))];
