@@ -167,7 +167,7 @@ pub(super) fn tiled(
         )));
     }
     let local_memory = request.device.limits.local_memory_bytes;
-    let local_bytes = tile_k * (tile_m + 1 + tile_n) * acc.size();
+    let local_bytes = tile_k.saturating_mul(tile_m + 1 + tile_n).saturating_mul(acc.size());
     if is_staged && local_bytes as u64 > local_memory {
         return Err(Unservable::new(format!(
             "the tile takes {local_bytes} bytes of local memory of {local_memory}"

@@ -204,7 +204,8 @@ impl Sizes {
 
     fn shared_bytes(&self) -> usize {
         let alignment = if self.warpgroups { TILE_ALIGNMENT } else { 0 };
-        self.stages * (self.m + self.n) * self.k * 2 + alignment
+        let elements = self.stages.saturating_mul(self.m + self.n).saturating_mul(self.k);
+        elements.saturating_mul(2).saturating_add(alignment)
     }
 
     /// Whether a tile divides among groups of warps.
