@@ -6,7 +6,7 @@ use common::{Layers, cpu, describe, example, failures, npu, opencl, registry, ru
 use halite_conformance::{Report, Target, catalogue};
 use halite_hal::{DeviceId, Layer};
 use halite_layers::validate::{Finding, FindingKind, Validate};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Fails with the reasons unless every promise is kept.
 fn check(report: &Report) {
@@ -15,7 +15,11 @@ fn check(report: &Report) {
 }
 
 /// Runs the suite on a device, bare and under the layer validate, which must find nothing.
+/// Some promises are about time, so devices take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 fn check_device(target: impl Fn(Layers) -> Option<Target>) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(bare) = target(Vec::new()) else { return };
     let report = run(&bare, &[]);
     check(&report);
