@@ -7,7 +7,7 @@ use halite_conformance::{ExpectedFailure, ExpectedFailures, Options, Report, Tar
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
     Arg, Binding, Buffer, BufferSlice, Command, CommandList, Device, DeviceInfo, Error, ErrorKind, Event,
-    Health, Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, Result, Scalar,
+    Health, HostMemory, Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, Result, Scalar,
 };
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,10 +67,16 @@ enum Flaw {
     IsLost,
     /// Takes fewer arguments than every device must.
     ClaimsTooLittle,
+    /// Claims to import memory, and takes none.
+    DeniesImports,
+    /// Copies imported memory to its own.
+    ImportsACopy,
+    /// Never lets go of imported memory.
+    KeepsImports,
 }
 
 /// Each flaw with a test that must notice it.
-const NOTICED_BY: [(Flaw, &str); 25] = [
+const NOTICED_BY: [(Flaw, &str); 28] = [
     (Flaw::LosesWrites, "transfer/write-at-"),
     (Flaw::WritesBeyond, "transfer/write-at-3-len-64"),
     (Flaw::FillsShort, "fill/pattern-of-1-at-1-len-3"),
@@ -96,6 +102,9 @@ const NOTICED_BY: [(Flaw, &str); 25] = [
     (Flaw::Hangs, "order/an-idle-stream-synchronises"),
     (Flaw::IsLost, "fill/last-one-wins"),
     (Flaw::ClaimsTooLittle, "discovery/limits-of-launches-are-plausible"),
+    (Flaw::DeniesImports, "import/the-device-sees-64-bytes"),
+    (Flaw::ImportsACopy, "import/the-host-sees-64-bytes"),
+    (Flaw::KeepsImports, "import/goes-with-the-last-handle"),
 ];
 
 fn broken(flaw: Flaw) -> Target {
@@ -254,6 +263,25 @@ impl driver::Device for BrokenDevice {
             self.kept.lock().unwrap().push(buffer.clone());
         }
         Ok(buffer)
+    }
+
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        match self.shared.flaw {
+            Flaw::DeniesImports => Err(Error::unsupported("not today")),
+            Flaw::ImportsACopy => {
+                // SAFETY: the memory is valid for its length, and the test's own thread calls.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), memory.len_bytes()) };
+                self.inner.import(&HostMemory::from(bytes.to_vec()))
+            }
+            flaw => {
+                let buffer = self.inner.import(memory)?;
+                if flaw == Flaw::KeepsImports {
+                    self.kept.lock().unwrap().push(buffer.clone());
+                }
+                Ok(buffer)
+            }
+        }
     }
 
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {

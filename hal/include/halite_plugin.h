@@ -65,7 +65,7 @@ extern "C" {
 #endif
 
 #define HALITE_ABI_MAJOR 1u
-#define HALITE_ABI_MINOR 0u
+#define HALITE_ABI_MINOR 1u
 
 #if defined(_WIN32)
 #define HALITE_PLUGIN_EXPORT __declspec(dllexport)
@@ -163,6 +163,7 @@ typedef struct halite_device_info {
     uint32_t max_arguments;          /* of a launch or built-in; at least 4 */
     char program_format[32];         /* what program_load takes ("npu-program"); empty without tier 2b */
     char capabilities[256];          /* names that kernels may require, separated by commas; "emulated": not hardware */
+    uint64_t import_alignment_bytes; /* since 1.1: of memory that memory_import takes, a power of two; 0: it takes none */
 } halite_device_info;
 
 typedef struct halite_memory_info {
@@ -316,7 +317,8 @@ typedef struct halite_plugin {
     /* Repeats pattern (1, 2, 4 or 8 bytes, which divide length and offset). */
     halite_status (*stream_fill)(halite_stream stream, halite_memory dst, uint64_t dst_offset, uint64_t length,
                                  const uint8_t *pattern, uint32_t pattern_length, halite_error *error);
-    /* Holds what is enqueued later back until the event, of any stream of the device, is over. */
+    /* Holds what is enqueued later back until the event, of any stream of the device (or of a peer that was enabled),
+     * is over. */
     halite_status (*stream_wait_event)(halite_stream stream, halite_event event, halite_error *error);
     /* Waits until everything enqueued before the call is over, at most timeout_ns (HALITE_NO_TIMEOUT: no limit,
      * 0: not at all). Out of time: OK and PENDING. */
@@ -380,6 +382,22 @@ typedef struct halite_plugin {
     halite_status (*kernel_info)(halite_kernel kernel, halite_kernel_info *out, halite_error *error);
     halite_status (*kernel_argument)(halite_kernel kernel, uint32_t index, halite_argument_info *out,
                                      halite_error *error);
+
+    /* Since 1.1. Optional, in any plugin. */
+
+    /* Makes memory of the host, as it is, memory of the device: copies and kernels use it in place. The pointer is a
+     * multiple of import_alignment_bytes, and valid until memory_free gives the handle back, when no work uses it. It
+     * counts nothing in memory_info. */
+    halite_status (*memory_import)(halite_device device, void *pointer, uint64_t length, halite_memory *out,
+                                   halite_error *error);
+    /* OK if stream_copy_peer on streams of `device` can read memory of `peer`, which is another open device of this
+     * plugin; UNSUPPORTED if no link leads there. From then on, stream_wait_event on these streams takes events of
+     * `peer` too. `peer` stays open while a stream copies from it. Links take both functions. */
+    halite_status (*peer_enable)(halite_device device, halite_device peer, halite_error *error);
+    /* Copies from memory of an enabled peer to the stream's device. If the peer is lost, or the link fails, the work
+     * fails with HALITE_STATUS_LINK. */
+    halite_status (*stream_copy_peer)(halite_stream stream, halite_memory dst, uint64_t dst_offset, halite_device peer,
+                                      halite_memory src, uint64_t src_offset, uint64_t length, halite_error *error);
 } halite_plugin;
 
 /* The one exported symbol. Sets *out to the table; touches no device. If it cannot serve host->abi_major, it returns

@@ -2,7 +2,7 @@
 
 use crate::buffer::fresh_id;
 use crate::command_list::{CommandList, CommandListBuilder};
-use crate::{Buffer, DType, Error, ErrorKind, Kernel, KernelSource, Result, Stream, driver};
+use crate::{Buffer, DType, Error, ErrorKind, HostMemory, Kernel, KernelSource, Result, Stream, driver};
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -129,6 +129,8 @@ pub struct Limits {
     pub max_workgroup_threads: u32,
     /// Memory that the threads of a workgroup share, in bytes; 0 where kernels have none.
     pub local_memory_bytes: u64,
+    /// Host memory that [`Device::import`] takes begins at a multiple of this (a power of two); 0 where it takes none.
+    pub import_alignment_bytes: u64,
 }
 
 /// What a device is and can do, as probed; it never changes while the process runs.
@@ -158,7 +160,7 @@ pub struct DeviceInfo {
     /// `builtin`.
     pub kernel_formats: Vec<String>,
     /// Capabilities that kernel variants may require: `avx512f`, `subgroups`, `tensor-cores`; `builtin:fused_matmul`
-    /// for a built-in that the device has for some operands at least.
+    /// for a built-in that the device has for some operands at least; [`PEER_COPY`](Self::PEER_COPY).
     pub features: Vec<String>,
     /// Hard limits.
     pub limits: Limits,
@@ -167,6 +169,9 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// The feature of devices that [`Device::create_peer_stream`] links with others of their backend, some at least.
+    pub const PEER_COPY: &str = "peer-copy";
+
     /// A description with the given identity and conservative values elsewhere; a backend fills in what it probed.
     pub fn new(id: DeviceId, name: impl Into<String>) -> Self {
         Self {
@@ -189,6 +194,7 @@ impl DeviceInfo {
                 max_workgroup: [1; 3],
                 max_workgroup_threads: 1,
                 local_memory_bytes: 0,
+                import_alignment_bytes: 0,
             },
             notes: Vec::new(),
         }
@@ -321,6 +327,77 @@ impl Device {
     pub fn create_stream(&self) -> Result<Stream> {
         let stream = self.0.create_stream().map_err(|e| self.name_error(e, "device.create_stream"))?;
         Ok(Stream::new(self.clone(), stream))
+    }
+
+    /// Makes a buffer of the host's own memory, which kernels and copies then use in place: nothing is copied.
+    ///
+    /// The buffer shows the memory at its address, with what it holds, and is of the kind `HostVisible`. It is no memory
+    /// of the device's, and so counts nothing in [`memory`](Self::memory). It holds a handle to the memory, as work that
+    /// uses the buffer does. Meanwhile the host may read and write the bytes as [`Buffer::host_pointer`] says. How fast
+    /// kernels reach them depends on what lies between: on a processor they are like any others, on a card with memory
+    /// of its own every access crosses the bus.
+    ///
+    /// May block in a driver that pins the pages.
+    ///
+    /// # Errors
+    /// `Unsupported` where [`Limits::import_alignment_bytes`] is 0, `InvalidArgument` for memory that does not begin at
+    /// a multiple of it, `TooLarge` beyond [`Limits::max_allocation_bytes`], `OutOfMemory` when no more can be pinned,
+    /// `DeviceLost`. The memory stays the caller's, who may copy it instead.
+    pub fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        const CALL: &str = "device.import";
+        let limits = &self.info().limits;
+        let (len_bytes, alignment) = (memory.len_bytes() as u64, limits.import_alignment_bytes);
+        if alignment == 0 {
+            return Err(self.name_error(driver::no_import(), CALL));
+        }
+        let address = memory.as_ptr().addr().get() as u64;
+        if len_bytes > 0 && !address.is_multiple_of(alignment) {
+            let message = format!(
+                "the memory begins at {address:#x}, which is no multiple of {alignment}; HostMemory::zeroed begins at one"
+            );
+            return Err(self.name_error(Error::invalid(message), CALL));
+        }
+        if len_bytes > limits.max_allocation_bytes {
+            return Err(self.name_error(too_large(len_bytes, limits.max_allocation_bytes, None), CALL));
+        }
+        self.0.import(memory).map_err(|e| self.name_error(e, CALL))
+    }
+
+    /// A new in-order queue of this device that also copies from `peer`, another device of the same backend.
+    ///
+    /// It is a stream of this device in everything. Beyond that, [`Stream::copy`] takes ranges of `peer`'s buffers as
+    /// its source, and [`Stream::wait`] takes events of `peer`. In the other direction there is nothing to wait by:
+    /// before `peer`'s memory is written again, the host waits for an event behind the copy, or a peer stream of the
+    /// other device does.
+    ///
+    /// May block in the driver.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `peer` is this device, `Unsupported` where no link leads from the one to the other, with
+    /// the way through the host that is left; `DeviceLost`, `OutOfMemory` when there is no further queue, `Backend`.
+    pub fn create_peer_stream(&self, peer: &Device) -> Result<Stream> {
+        const CALL: &str = "device.create_peer_stream";
+        let (own, other) = (self.id(), peer.id());
+        if own.is_same_opening(other) {
+            let message = format!("{other} is the device itself; copies within it take any of its streams");
+            return Err(self.name_error(Error::invalid(message), CALL));
+        }
+        if own.backend != other.backend {
+            return Err(self.name_error(driver::no_peers(self.info(), peer), CALL));
+        }
+        let stream = self.0.create_peer_stream(peer).map_err(|e| self.name_error(e, CALL))?;
+        Ok(Stream::with_peer(self.clone(), peer.clone(), stream))
+    }
+
+    /// The backend's implementation, or that of a layer around it, if it is a `T`. For backends and layers.
+    pub fn object<T: driver::Device>(&self) -> Option<&T> {
+        let mut device = self;
+        loop {
+            if let Some(found) = (device.0.as_ref() as &dyn std::any::Any).downcast_ref() {
+                return Some(found);
+            }
+            device = device.0.inner()?;
+        }
     }
 
     /// Makes a kernel from source. May compile, and so block for long; the caller caches.

@@ -19,8 +19,8 @@
 
 use crate::command_list::{Binding, Command, CommandList, RecordedCommand};
 use crate::{
-    Arg, Buffer, BufferSlice, DeviceInfo, Health, Kernel, KernelSource, MemoryInfo, MemoryKind, Result,
-    Scalar,
+    Arg, Buffer, BufferSlice, DeviceInfo, Error, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, Result, Scalar,
 };
 use std::any::Any;
 use std::time::Duration;
@@ -74,7 +74,7 @@ pub trait Backend: Send + Sync {
 /// Its methods stand outside of the order of streams: they neither wait for enqueued work nor hold it up, but for
 /// [`allocate`](Self::allocate) on a full device. Arguments are within the limits of `info`, and sources are of a
 /// format that it accepts and require features that it has.
-pub trait Device: Send + Sync {
+pub trait Device: Any + Send + Sync {
     /// What the device is and can do, as probed, under an id with the mark of the opening ([`Backend::open`]).
     ///
     /// Never changes; returns at once, on a lost device too. A layer answers with the id of the device inside.
@@ -110,6 +110,33 @@ pub trait Device: Send + Sync {
     /// `OutOfMemory` when the driver has no further queue.
     fn create_stream(&self) -> Result<Box<dyn Stream>>;
 
+    /// Makes a buffer of the host's memory, which kernels and copies use in place, or refuses; nothing is copied.
+    ///
+    /// Asked only where [`Limits::import_alignment_bytes`](crate::Limits::import_alignment_bytes) is not 0, and then for
+    /// memory that is aligned to it and within the limits. The buffer is of the kind `HostVisible`, shows the memory's
+    /// own address, and counts nothing in [`memory`](Self::memory), not being the device's. Its object holds a handle to
+    /// the memory until the driver can touch it no more. May take long, to pin pages.
+    ///
+    /// # Errors
+    /// `Unsupported` without such memory, as the default; `OutOfMemory` when no more of it can be pinned.
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        let _ = memory;
+        Err(no_import())
+    }
+
+    /// A new in-order queue of this device whose copies may also read `peer`'s memory, and which may also wait for
+    /// `peer`'s events. May take long.
+    ///
+    /// `peer` is another opening of a device of the same backend; layers may stand around it, so the backend's own
+    /// object is [`crate::Device::object`]. The stream holds both devices.
+    ///
+    /// # Errors
+    /// `Unsupported` where no link leads from the one to the other, as the default; `OutOfMemory` when the driver has no
+    /// further queue.
+    fn create_peer_stream(&self, peer: &crate::Device) -> Result<Box<dyn Stream>> {
+        Err(no_peers(self.info(), peer))
+    }
+
     /// Loads a kernel. May compile, and so take long; nothing is cached here.
     ///
     /// The kernel holds what it needs of `source`, and is unloaded when the last handle is dropped; launches hold
@@ -141,6 +168,28 @@ pub trait Device: Send + Sync {
         let _ = commands;
         Ok(None)
     }
+
+    /// The device that this one is made around, by a layer; backends have none.
+    ///
+    /// So [`crate::Device::object`] finds the backend's own, however many layers there are.
+    fn inner(&self) -> Option<&crate::Device> {
+        None
+    }
+}
+
+/// The answer of a device that uses no memory of the host's in place.
+pub(crate) fn no_import() -> Error {
+    Error::unsupported(
+        "the device uses no memory of the host in place; allocate a buffer and write the bytes to it",
+    )
+}
+
+/// The answer of a device that no link leads to from `peer`.
+pub(crate) fn no_peers(info: &DeviceInfo, peer: &crate::Device) -> Error {
+    let (own, peer) = (&info.id, peer.id());
+    Error::unsupported(format!(
+        "no link leads from {peer} to {own}; read on a stream of {peer}, and write on one of {own}"
+    ))
 }
 
 /// An in-order queue.
@@ -196,10 +245,10 @@ pub trait Stream: Send + Sync {
     /// The stream's failure if poisoned.
     fn read(&self, src: &BufferSlice, dst: HostTarget) -> Result<()>;
 
-    /// Enqueues a copy within the device; the ranges do not overlap.
+    /// Enqueues a copy within the device, or on a stream with a peer also from the peer; the ranges do not overlap.
     ///
     /// # Errors
-    /// The stream's failure if poisoned.
+    /// The stream's failure if poisoned. A link that fails while it copies is a `Link` of the stream's work.
     fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()>;
 
     /// Enqueues a fill that repeats `pattern`: 1, 2, 4 or 8 bytes, of which length and offset are multiples.
@@ -239,7 +288,8 @@ pub trait Stream: Send + Sync {
     /// `OutOfMemory` when the driver has no further event.
     fn record(&self) -> Result<Box<dyn Event>>;
 
-    /// Holds everything enqueued later back until `event`, of the same device, is over. Does not block the caller.
+    /// Holds everything enqueued later back until `event`, of the same device or of the stream's peer, is over. Does not
+    /// block the caller.
     ///
     /// The stream holds the event until then. If the event failed, this stream is poisoned with the same failure.
     ///

@@ -10,7 +10,8 @@ use std::time::Duration;
 ///
 /// 1. `record` makes a new one each time; an event never changes what it stands for.
 /// 2. It is over when all that work is: done, or failed with the first failure among it. That never changes again.
-/// 3. The host asks or waits for it here, a stream of the same device by [`Stream::wait`](crate::Stream::wait).
+/// 3. The host asks or waits for it here, a stream of the same device, or one whose peer that is,
+///    by [`Stream::wait`](crate::Stream::wait).
 /// 4. Clones are handles to the same point. Dropping them all is always allowed, also before it is reached. An
 ///    event does not keep its stream, nor the stream its events.
 ///

@@ -28,7 +28,7 @@
 //! | noun | file | | noun | file |
 //! | --- | --- | --- | --- | --- |
 //! | device | `device.rs` | | kernel, signature | `kernel.rs`, `native.rs`, `builtin.rs` |
-//! | buffer | `buffer.rs`, `host.rs` | | recorded work | `command_list.rs` |
+//! | buffer | `buffer.rs`, `host.rs`, `host_memory.rs` | | recorded work | `command_list.rs` |
 //! | stream, event | `stream.rs`, `event.rs` | | caching allocator | `pool.rs` |
 //! | backends, devices found | `registry.rs` | | plugin interface | `plugin/`, `include/halite_plugin.h` |
 //! | layers | `layer.rs`, `annotate.rs` | | | |
@@ -43,6 +43,7 @@ mod dtype;
 mod error;
 mod event;
 mod host;
+mod host_memory;
 mod kernel;
 mod layer;
 pub mod native;
@@ -62,6 +63,7 @@ pub use dtype::{DType, Element, Scalar, as_bytes, from_bytes};
 pub use error::{Error, ErrorKind, Result};
 pub use event::Event;
 pub use host::{HostBytes, HostTarget, PendingRead};
+pub use host_memory::HostMemory;
 pub use kernel::{Access, Arg, ArgType, Kernel, KernelSource, Signature};
 pub use layer::{Layer, select_layers};
 pub use native::{NativeArg, NativeKernel, Workgroup};

@@ -3,7 +3,7 @@
 use crate::buffer::fresh_id;
 use crate::command_list::{Binding, CommandList};
 use crate::host::{HostBytes, PendingRead};
-use crate::{Arg, BufferSlice, Device, Error, Event, Kernel, Result, Scalar, driver};
+use crate::{Arg, BufferSlice, Device, DeviceId, Error, Event, Kernel, Result, Scalar, driver};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +31,18 @@ struct Inner {
     id: u64,
     // Before the device, which this may be the last handle of: a layer may report what outlives its device.
     stream: Box<dyn driver::Stream>,
+    peer: Option<Device>,
     device: Device,
 }
 
 impl Stream {
     pub(crate) fn new(device: Device, stream: Box<dyn driver::Stream>) -> Self {
-        Self(Arc::new(Inner { id: fresh_id(), device, stream }))
+        Self(Arc::new(Inner { id: fresh_id(), device, peer: None, stream }))
+    }
+
+    /// A stream that also reads `peer`'s memory and waits for its events.
+    pub(crate) fn with_peer(device: Device, peer: Device, stream: Box<dyn driver::Stream>) -> Self {
+        Self(Arc::new(Inner { id: fresh_id(), device, peer: Some(peer), stream }))
     }
 
     /// A number that no other object of this process has had; the same for all clones.
@@ -47,6 +53,11 @@ impl Stream {
     /// The device that the queue belongs to.
     pub fn device(&self) -> &Device {
         &self.0.device
+    }
+
+    /// The device that copies may also come from, of a stream that [`Device::create_peer_stream`] made.
+    pub fn peer(&self) -> Option<&Device> {
+        self.0.peer.as_ref()
     }
 
     /// Copies owned bytes to the device, behind everything enqueued; does not block.
@@ -100,15 +111,17 @@ impl Stream {
         self.name("stream.read_blocking", self.0.stream.read_blocking(src, dst))
     }
 
-    /// Copies within the device, behind everything enqueued; does not block.
+    /// Copies within the device, or from the stream's [peer](Self::peer), behind everything enqueued; does not block.
     ///
     /// # Errors
     /// `InvalidArgument` when lengths differ, the ranges overlap, or one is of another device; the stream's
-    /// failure if poisoned.
+    /// failure if poisoned. A link between devices that fails meanwhile arrives as `Link` at events and `synchronize`.
     pub fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()> {
         const CALL: &str = "stream.copy";
         self.check_device(dst, CALL)?;
-        self.check_device(src, CALL)?;
+        if !self.is_of_peer(src.buffer().device()) {
+            self.check_device(src, CALL)?;
+        }
         check_copy(dst, src).map_err(|e| self.named(e, CALL))?;
         self.name(CALL, self.0.stream.copy(dst, src))
     }
@@ -173,11 +186,12 @@ impl Stream {
     /// The stream holds the event until then. A failure before the event poisons this stream too.
     ///
     /// # Errors
-    /// `InvalidArgument` for an event of another device. A poisoned stream may answer with its failure.
+    /// `InvalidArgument` for an event of another device than the stream's and its [peer](Self::peer). A poisoned stream
+    /// may answer with its failure.
     pub fn wait(&self, event: &Event) -> Result<()> {
         const CALL: &str = "stream.wait";
         let (owner, own) = (event.device(), self.device().id());
-        if !owner.is_same_opening(own) {
+        if !owner.is_same_opening(own) && !self.is_of_peer(owner) {
             let message = format!("the event is of {}; wait for it on the host instead", owner.beside(own));
             return Err(self.named(Error::invalid(message), CALL));
         }
@@ -221,6 +235,10 @@ impl Stream {
             )));
         }
         kernel.signature().check(kernel.name(), self.device().info(), grid, args)
+    }
+
+    fn is_of_peer(&self, owner: &DeviceId) -> bool {
+        self.peer().is_some_and(|peer| owner.is_same_opening(peer.id()))
     }
 
     fn check_len(&self, slice: &BufferSlice, len: usize, call: &str) -> Result<()> {

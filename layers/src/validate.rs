@@ -68,6 +68,7 @@ mod zone;
 
 pub use finding::{Finding, FindingKind};
 
+use books::Books;
 use device::ValidateDevice;
 use halite_hal::{Device, Error, Layer, Result};
 use report::Sink;
@@ -81,6 +82,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 pub struct Validate {
     is_strict: bool,
     sink: Sink,
+    books: Arc<Mutex<Books>>,
     devices: Arc<Mutex<Vec<Weak<State>>>>,
 }
 
@@ -94,7 +96,7 @@ static OPENED: Mutex<Vec<Weak<State>>> = Mutex::new(Vec::new());
 impl Validate {
     /// A layer that writes findings to the standard error stream, and a summary when a device closes.
     pub fn new() -> Self {
-        Self { is_strict: false, sink: Sink::Stderr, devices: Arc::default() }
+        Self { is_strict: false, sink: Sink::Stderr, books: Arc::default(), devices: Arc::default() }
     }
 
     /// A layer that passes each finding to `call`, on the thread that made the wrong call or dropped the object.
@@ -167,7 +169,7 @@ impl Layer for Validate {
     }
 
     fn wrap(&self, inner: Device) -> Result<Device> {
-        let state = Arc::new(State::new(inner, self.is_strict, self.sink.clone()));
+        let state = Arc::new(State::new(inner, self.is_strict, self.sink.clone(), self.books.clone()));
         if !state.probe() {
             // Around itself the layer would take its own attachments for foreign ones.
             return Ok(state.inner.clone());

@@ -14,7 +14,8 @@
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
     Arg, Binding, Buffer, BufferSlice, Command, CommandList, Device, DeviceInfo, Error, ErrorKind, Event,
-    Health, Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, RecordedCommand, Result, Scalar,
+    Health, HostMemory, Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, RecordedCommand, Result, Scalar,
+    Stream,
 };
 use std::any::Any;
 use std::sync::Arc;
@@ -59,7 +60,17 @@ impl driver::Device for VerifyDevice {
     }
 
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
-        Ok(Box::new(VerifyStream { inner: self.inner.driver().create_stream()?, device: self.inner.clone() }))
+        let (inner, device) = (self.inner.driver().create_stream()?, self.inner.clone());
+        Ok(Box::new(VerifyStream { inner, device, of_peer: None }))
+    }
+
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        self.inner.import(memory)
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        let (inner, device) = (self.inner.driver().create_peer_stream(peer)?, self.inner.clone());
+        Ok(Box::new(VerifyStream { inner, device, of_peer: Some(peer.create_stream()?) }))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
@@ -74,6 +85,10 @@ impl driver::Device for VerifyDevice {
         // A list with copies is enqueued command by command, so that they are seen.
         if has_copies(commands) { Ok(None) } else { self.inner.driver().prepare(commands) }
     }
+
+    fn inner(&self) -> Option<&Device> {
+        Some(&self.inner)
+    }
 }
 
 fn has_copies(commands: &[RecordedCommand]) -> bool {
@@ -83,6 +98,8 @@ fn has_copies(commands: &[RecordedCommand]) -> bool {
 struct VerifyStream {
     inner: Box<dyn driver::Stream>,
     device: Device,
+    /// What reads the peer's memory, where there is a peer.
+    of_peer: Option<Stream>,
 }
 
 impl VerifyStream {
@@ -100,6 +117,10 @@ impl VerifyStream {
                  link and the memory of the device"
             ),
         ))
+    }
+
+    fn is_own(&self, range: &BufferSlice) -> bool {
+        range.buffer().device().is_same_opening(self.device.id())
     }
 
     fn bytes_of(&self, range: &BufferSlice) -> Result<Vec<u8>> {
@@ -151,7 +172,14 @@ impl driver::Stream for VerifyStream {
     fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()> {
         self.until_equal("a copy", dst.len_bytes(), || {
             self.inner.copy(dst, src)?;
-            Ok(self.bytes_of(dst)? == self.bytes_of(src)?)
+            let arrived = self.bytes_of(dst)?;
+            let Some(of_peer) = self.of_peer.as_ref().filter(|_| !self.is_own(src)) else {
+                return Ok(arrived == self.bytes_of(src)?);
+            };
+            // The copy is over, and with it what the source had to wait for.
+            let mut sent = vec![0; arrived.len()];
+            of_peer.read_blocking(src, &mut sent)?;
+            Ok(arrived == sent)
         })
     }
 

@@ -1,7 +1,7 @@
 //! Host memory as device memory.
 
 use crate::error;
-use halite_hal::{Buffer, BufferSlice, DeviceId, MemoryInfo, MemoryKind, Result};
+use halite_hal::{Buffer, BufferSlice, DeviceId, HostMemory, MemoryInfo, MemoryKind, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -15,10 +15,25 @@ pub(crate) struct Memory {
     buffers: AtomicU64,
 }
 
-/// One allocation, zeroed at the start. Its address is a multiple of [`ALIGN_BYTES`].
+/// Memory of a buffer, which is given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct CpuBuffer {
     first: NonNull<u8>,
+    /// Held for its drop.
+    _owner: Owner,
+}
+
+/// Whose the memory is.
+#[derive(Debug)]
+enum Owner {
+    Own(#[expect(dead_code, reason = "held for its drop")] Allocation),
+    /// The caller's, used in place.
+    Imported(#[expect(dead_code, reason = "held for its drop")] HostMemory),
+}
+
+/// One allocation, zeroed at the start. Its address is a multiple of [`ALIGN_BYTES`].
+#[derive(Debug)]
+struct Allocation {
     block: Option<Block>,
     len_bytes: u64,
     memory: Arc<Memory>,
@@ -26,6 +41,9 @@ pub(crate) struct CpuBuffer {
 
 /// What the system's allocator gave.
 type Block = (NonNull<u8>, Layout);
+
+/// What imported memory begins at: kernels ask for the alignment of their elements, of which this is the largest.
+pub(crate) const IMPORT_ALIGN_BYTES: usize = 8;
 
 /// A pair of cache lines: what the prefetchers of today's processors fetch together, and two AVX-512 vectors.
 pub(crate) const ALIGN_BYTES: usize = 128;
@@ -35,8 +53,12 @@ const PAGED_FROM_BYTES: usize = 64 << 10;
 const PAGE_BYTES: usize = 4096;
 
 // SAFETY: the block is owned by this value alone; the stream that uses its contents orders the accesses.
-unsafe impl Send for CpuBuffer {}
+unsafe impl Send for Allocation {}
 // SAFETY: as above; nothing is read or written through a shared reference to this value.
+unsafe impl Sync for Allocation {}
+// SAFETY: the address leads into what the owner keeps, which may be sent; streams order the accesses.
+unsafe impl Send for CpuBuffer {}
+// SAFETY: as above.
 unsafe impl Sync for CpuBuffer {}
 
 impl Memory {
@@ -67,18 +89,27 @@ impl Memory {
         })?;
         self.buffers.fetch_add(1, Ordering::Relaxed);
         // From here on dropping the value gives the reservation back.
-        let mut buffer = CpuBuffer { first: dangling(), block: None, len_bytes, memory: self.clone() };
+        let mut allocation = Allocation { block: None, len_bytes, memory: self.clone() };
+        let mut first = dangling();
         if len_bytes > 0 {
             let failed = || error::out_of_memory("host memory", len_bytes, 0);
-            let (first, block) =
+            let (start, block) =
                 usize::try_from(len_bytes).ok().and_then(allocate_zeroed).ok_or_else(failed)?;
-            (buffer.first, buffer.block) = (first, Some(block));
+            (first, allocation.block) = (start, Some(block));
         }
-        Ok(Buffer::new(device.clone(), kind, len_bytes, Some(buffer.first), Box::new(buffer)))
+        let buffer = CpuBuffer { first, _owner: Owner::Own(allocation) };
+        Ok(Buffer::new(device.clone(), kind, len_bytes, Some(first), Box::new(buffer)))
     }
 }
 
-impl Drop for CpuBuffer {
+/// A buffer over the caller's memory.
+pub(crate) fn import(device: &DeviceId, memory: &HostMemory) -> Buffer {
+    let (first, len_bytes) = (memory.as_ptr(), memory.len_bytes() as u64);
+    let buffer = CpuBuffer { first, _owner: Owner::Imported(memory.clone()) };
+    Buffer::new(device.clone(), MemoryKind::HostVisible, len_bytes, Some(first), Box::new(buffer))
+}
+
+impl Drop for Allocation {
     fn drop(&mut self) {
         if let Some((block, layout)) = self.block {
             // SAFETY: `allocate_zeroed` returned this block with this layout, and it is freed only here.

@@ -1,6 +1,6 @@
 //! The backend, and its one device.
 
-use crate::buffer::{ALIGN_BYTES, Memory};
+use crate::buffer::{self, ALIGN_BYTES, IMPORT_ALIGN_BYTES, Memory};
 use crate::config::CpuConfig;
 use crate::error::lock;
 use crate::pool::Pool;
@@ -8,8 +8,8 @@ use crate::stream::CpuStream;
 use crate::sync::Mutex;
 use crate::{host, kernel};
 use halite_hal::{
-    Buffer, DType, Device, DeviceId, DeviceInfo, Error, Health, Kernel, KernelSource, Limits, MemoryInfo,
-    MemoryKind, Result, driver,
+    Buffer, DType, Device, DeviceId, DeviceInfo, Error, Health, HostMemory, Kernel, KernelSource, Limits,
+    MemoryInfo, MemoryKind, Result, driver,
 };
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -18,7 +18,8 @@ use std::sync::{Arc, OnceLock, Weak};
 /// The device is probed once. Opening it while it is open gives the same device, with the same threads and the
 /// same account of memory. Its threads start when it is opened and end after the last object made by it is gone.
 ///
-/// All three kinds of memory are the host's, so every buffer has a host pointer.
+/// All three kinds of memory are the host's, so every buffer has a host pointer, and memory of the host is imported as it
+/// is.
 #[derive(Debug, Default)]
 pub struct CpuBackend {
     config: CpuConfig,
@@ -102,6 +103,7 @@ fn describe(threads: usize, memory_bytes: u64) -> DeviceInfo {
         // Keeps the number of workgroups within 64 bits.
         max_grid: [u32::MAX, u16::MAX.into(), u16::MAX.into()],
         max_args: 64,
+        import_alignment_bytes: IMPORT_ALIGN_BYTES as u64,
         ..info.limits
     };
     info
@@ -122,6 +124,10 @@ impl driver::Device for CpuDevice {
 
     fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
         self.memory.allocate(&self.info.id, len_bytes, kind)
+    }
+
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        Ok(buffer::import(&self.info.id, memory))
     }
 
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {

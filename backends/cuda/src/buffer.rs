@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | device | `cuMemAllocAsync`; `cuMemAlloc` where the device has no such memory | no |
 //! | host-visible, pinned | `cuMemHostAlloc`, mapped: the device reads and writes it over the bus, without staging | yes |
+//! | imported | the caller's memory, pinned and mapped by `cuMemHostRegister`, and used in the same way | yes |
 //!
 //! Device memory comes from the driver's stream-ordered allocator, on a stream of its own, not for its caching, which the
 //! layer's pool above does, but because its calls do not wait for the device: `cuMemFree` waits until everything that runs
@@ -14,7 +15,8 @@
 
 use crate::api::Address;
 use crate::device::{DeviceShared, Remains};
-use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, MemoryKind, Result};
+use crate::error::HOST_MEMORY_ALREADY_REGISTERED;
+use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, HostMemory, MemoryKind, Result};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -25,7 +27,12 @@ pub(crate) struct DeviceMemory {
     address: Address,
     host: Option<HostAddress>,
     len_bytes: u64,
+    /// The caller's memory, which is not the device's to count.
+    imported: Option<HostMemory>,
 }
+
+/// Imported memory begins at a page: the driver pins whole ones, and no page twice.
+pub(crate) const IMPORT_ALIGN_BYTES: u64 = 4096;
 
 /// Where pinned memory lies for the host.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +44,12 @@ unsafe impl Sync for HostAddress {}
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
+        if let Some(memory) = self.imported.take() {
+            if self.address != 0 {
+                self.device.bury(Remains::Imported(memory));
+            }
+            return;
+        }
         self.device.account.remove(self.len_bytes);
         if self.address == 0 {
             return;
@@ -70,7 +83,9 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
         _ => allocate_bytes(device, len, of_host)?,
     };
     device.account.add(len_bytes);
-    let memory = DeviceMemory { device: device.clone(), address, host: host.map(HostAddress), len_bytes };
+    let host_address = host.map(HostAddress);
+    let memory =
+        DeviceMemory { device: device.clone(), address, host: host_address, len_bytes, imported: None };
     if len > 0 && !of_host {
         // Fresh memory may hold what another process left; the layer promises that it never shows. Behind this wait,
         // the memory is there for every stream.
@@ -80,6 +95,32 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
         })?;
     }
     Ok(Buffer::new(device.info.id.clone(), kind, len_bytes, host, Box::new(memory)))
+}
+
+/// A buffer over the caller's memory.
+pub(crate) fn import(device: &Arc<DeviceShared>, memory: &HostMemory) -> Result<Buffer> {
+    let (first, len) = (memory.as_ptr(), memory.len_bytes());
+    let address = match len {
+        0 => 0,
+        _ => device.call(|gpu| gpu.host_register(first, len)).map_err(|error| match error.kind() {
+            ErrorKind::Backend { code, .. } if *code == i64::from(HOST_MEMORY_ALREADY_REGISTERED) => {
+                Error::invalid(
+                    "the driver has pinned this memory already; import it once, and clone the buffer",
+                )
+                .in_call("cuMemHostRegister_v2")
+            }
+            _ => error,
+        })?,
+    };
+    let object = DeviceMemory {
+        device: device.clone(),
+        address,
+        host: Some(HostAddress(first)),
+        len_bytes: len as u64,
+        imported: Some(memory.clone()),
+    };
+    let id = device.info.id.clone();
+    Ok(Buffer::new(id, MemoryKind::HostVisible, len as u64, Some(first), Box::new(object)))
 }
 
 /// Allocates, and once more after what is in flight has given its memory back.

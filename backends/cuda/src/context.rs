@@ -99,6 +99,8 @@ impl Drop for Current<'_> {
 
 /// Flags of pinned memory: for every context, and with an address on the device.
 const HOST_ALLOC_FLAGS: u32 = 0x01 | 0x02;
+/// The same of memory that the caller has: `CU_MEMHOSTREGISTER_PORTABLE` and `_DEVICEMAP`.
+const HOST_REGISTER_FLAGS: u32 = 0x01 | 0x02;
 /// Streams take no notice of the legacy default stream, which other code of the process may use.
 const STREAM_NON_BLOCKING: u32 = 0x01;
 /// Events take the time, and are waited for without giving up the processor.
@@ -157,12 +159,33 @@ impl Current<'_> {
             let kind = ErrorKind::Backend { code: 0, message: "CUDA_SUCCESS".into() };
             return Err(Error::new(kind, message).in_call("cuMemHostAlloc"));
         };
-        let mut address = 0;
-        let result = call!(self.driver(), cuMemHostGetDevicePointer_v2(&mut address, pointer, 0));
-        if result.is_err() {
+        let address = self.device_address(host);
+        if address.is_err() {
             self.host_free(host);
         }
-        result.map(|()| (host, address))
+        Ok((host, address?))
+    }
+
+    /// Pins memory of the caller's: its address on the device.
+    pub(crate) fn host_register(&self, host: NonNull<u8>, len_bytes: usize) -> Result<Address> {
+        let pointer = host.as_ptr().cast();
+        call!(self.driver(), cuMemHostRegister_v2(pointer, len_bytes, HOST_REGISTER_FLAGS))?;
+        let address = self.device_address(host);
+        if address.is_err() {
+            self.host_unregister(host);
+        }
+        address
+    }
+
+    /// Lets pinned memory of the caller's go; may wait for whatever the device is doing.
+    pub(crate) fn host_unregister(&self, host: NonNull<u8>) {
+        self.dispose(call!(self.driver(), cuMemHostUnregister(host.as_ptr().cast())));
+    }
+
+    fn device_address(&self, host: NonNull<u8>) -> Result<Address> {
+        let mut address = 0;
+        call!(self.driver(), cuMemHostGetDevicePointer_v2(&mut address, host.as_ptr().cast(), 0))?;
+        Ok(address)
     }
 
     /// Frees pinned memory; may wait for whatever the device is doing.

@@ -10,13 +10,14 @@ use crate::context::{Context, Current, EventHandle, ModuleHandle, StreamHandle};
 use crate::graph;
 use crate::kernel;
 use crate::nvrtc::Nvrtc;
+use crate::peer;
 use crate::probe::Properties;
 use crate::reaper::Reaper;
 use crate::staging::Staging;
 use crate::stream::{CudaStream, StreamShared};
 use halite_hal::{
-    Buffer, Device, DeviceInfo, Error, ErrorKind, Health, Kernel, KernelSource, MemoryInfo, MemoryKind,
-    RecordedCommand, Result, driver,
+    Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, RecordedCommand, Result, driver,
 };
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,10 +54,12 @@ pub(crate) struct DeviceShared {
 }
 
 /// Something that is no longer used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum Remains {
     Memory(Address),
     Host(HostAddress),
+    /// The caller's memory, which the driver has pinned.
+    Imported(HostMemory),
     Module(ModuleHandle),
 }
 
@@ -199,13 +202,14 @@ impl Remains {
         match self {
             Self::Memory(address) => gpu.memory_free(address),
             Self::Host(host) => gpu.host_free(host.0),
+            Self::Imported(memory) => gpu.host_unregister(memory.as_ptr()),
             Self::Module(module) => gpu.module_unload(module),
         }
     }
 }
 
 /// The device as the layer sees it.
-struct CudaDevice(Arc<DeviceShared>);
+pub(crate) struct CudaDevice(pub(crate) Arc<DeviceShared>);
 
 pub(crate) fn handle(shared: Arc<DeviceShared>) -> Device {
     Device::new(Arc::new(CudaDevice(shared)))
@@ -248,8 +252,19 @@ impl driver::Device for CudaDevice {
         buffer::allocate(&self.0, len_bytes, kind)
     }
 
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        self.0.check()?;
+        buffer::import(&self.0, memory)
+    }
+
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
         let stream = StreamShared::create(&self.0)?;
+        self.0.reaper.watch(&stream);
+        Ok(Box::new(CudaStream(stream)))
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        let stream = peer::create_stream(&self.0, peer)?;
         self.0.reaper.watch(&stream);
         Ok(Box::new(CudaStream(stream)))
     }

@@ -27,6 +27,7 @@ pub(crate) const OUT_OF_MEMORY: u32 = 2;
 pub(crate) const NOT_FOUND: u32 = 500;
 pub(crate) const NOT_READY: u32 = 600;
 pub(crate) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;
+pub(crate) const HOST_MEMORY_ALREADY_REGISTERED: u32 = 712;
 
 /// The codes whose meaning is known; the driver names the others, also those that are newer than this table.
 const CODES: &[(u32, &str, Meaning)] = {
@@ -64,6 +65,7 @@ const CODES: &[(u32, &str, Meaning)] = {
         (PEER_ACCESS_ALREADY_ENABLED, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED", Other),
         (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", Lost),
         (710, "CUDA_ERROR_ASSERT", Lost),
+        (HOST_MEMORY_ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", Other),
         (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", Lost),
         (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", Lost),
         (716, "CUDA_ERROR_MISALIGNED_ADDRESS", Lost),
@@ -195,6 +197,7 @@ mod tests {
             CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED,
             CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED,
             CUresult::CUDA_ERROR_ASSERT,
+            CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED,
             CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
             CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
             CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,

@@ -55,4 +55,3 @@ pub use backend::{CudaBackend, Library};
 pub use cache::CACHE_VARIABLE;
 pub use library::{CUBLASLT_VARIABLE, DRIVER_VARIABLE, Libraries, NVRTC_VARIABLE};
 pub use nvrtc::Compiler;
-pub use peer::PeerLink;

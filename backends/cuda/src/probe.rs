@@ -1,6 +1,7 @@
 //! What devices there are, and what each of them is and can do.
 
 use crate::api::{Driver, Version};
+use crate::buffer::IMPORT_ALIGN_BYTES;
 use crate::sys::{CUdevice, CUdevice_attribute};
 use halite_hal::{DType, DeviceId, DeviceInfo, Error, Result};
 
@@ -139,6 +140,7 @@ pub(crate) fn describe(
     info.limits.max_args = MAX_ARGS;
     info.limits.max_workgroup = properties.max_block;
     info.limits.max_workgroup_threads = properties.max_block_threads;
+    info.limits.import_alignment_bytes = IMPORT_ALIGN_BYTES;
     info.limits.local_memory_bytes = properties.shared_optin_bytes.max(properties.shared_bytes).into();
     info
 }
@@ -178,6 +180,7 @@ fn features(properties: &Properties, toolkit: Toolkit) -> Vec<String> {
         ("nvrtc", toolkit.has_nvrtc),
         ("cublaslt", toolkit.has_cublaslt),
         ("builtin:fused_matmul", toolkit.has_cublaslt),
+        (DeviceInfo::PEER_COPY, true),
     ] {
         if has {
             features.push(name.to_owned());

@@ -17,6 +17,7 @@ use crate::device::{DeviceShared, lock};
 use crate::event::{self, CudaEvent, EventShared, Progress};
 use crate::graph::GraphList;
 use crate::op::{self, Op};
+use crate::peer;
 use crate::transfer::{HostCopy, SmallRead};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
@@ -303,7 +304,7 @@ impl StreamShared {
     }
 
     /// Enqueues an operation that holds what is in `held`.
-    fn run(self: &Arc<Self>, op: &Op, held: impl IntoIterator<Item = Held>) -> Result<()> {
+    pub(crate) fn run(self: &Arc<Self>, op: &Op, held: impl IntoIterator<Item = Held>) -> Result<()> {
         if matches!(op, Op::Nothing) {
             return self.admit();
         }
@@ -420,8 +421,7 @@ impl driver::Stream for CudaStream {
     }
 
     fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()> {
-        let op = op::copy(place(dst)?, place(src)?, dst.len_bytes());
-        self.0.run(&op, [dst, src].map(|slice| Held::Buffer(slice.buffer().clone())))
+        peer::copy(&self.0, dst, src)
     }
 
     fn fill(&self, dst: &BufferSlice, pattern: &[u8]) -> Result<()> {

@@ -26,7 +26,7 @@ typedef struct {
     uint64_t used_bytes;
     uint64_t fail_after; /* the option; 0 for never */
 } device;
-typedef struct { uint64_t length; } memory; /* the bytes begin ALIGNMENT_BYTES behind its address */
+typedef struct { uint64_t length; uint8_t *bytes; } memory; /* imported bytes are the host's: length 0, not counted */
 typedef struct {
     device *device;
     uint64_t started;      /* pieces of work so far */
@@ -48,6 +48,11 @@ typedef struct {
 static halite_status fail(halite_error *error, halite_status status, const char *text) {
     snprintf(error->text, (size_t)error->text_capacity, "%s", text);
     return status;
+}
+
+static halite_status make(size_t size, uint64_t *out, halite_error *error) {
+    *out = HANDLE(calloc(1, size));
+    return *out == 0 ? fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the host is full") : HALITE_STATUS_OK;
 }
 
 /* Devices. */
@@ -83,7 +88,7 @@ static halite_status device_info(uint32_t index, uint32_t option_count, const ha
         .memory_bytes = MEMORY_BYTES, .max_allocation_bytes = MAX_ALLOCATION_BYTES,
         .offset_alignment_bytes = 1, .dtype_mask = DTYPES, .compute_units = 1, .max_arguments = 4,
         .memory_kind_mask = 1u << HALITE_MEMORY_DEVICE | 1u << HALITE_MEMORY_HOST_VISIBLE | 1u << HALITE_MEMORY_PINNED,
-        .capabilities = "emulated",
+        .capabilities = "emulated", .import_alignment_bytes = 1,
     };
     /* No byte beyond the host's structure, which may be older or newer than this file. */
     if (status == HALITE_STATUS_OK)
@@ -93,16 +98,13 @@ static halite_status device_info(uint32_t index, uint32_t option_count, const ha
 
 static halite_status device_open(uint32_t index, uint32_t option_count, const halite_option *const *options,
                                  halite_device *out, halite_error *error) {
-    device *d = calloc(1, sizeof *d);
-    halite_status status = d == NULL ? fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the host is full")
-                                     : read_options(index, option_count, options, &d->fail_after, error);
-    if (status != HALITE_STATUS_OK) {
-        free(d);
-        return status;
+    uint64_t fail_after;
+    halite_status status = read_options(index, option_count, options, &fail_after, error);
+    if (status == HALITE_STATUS_OK && (status = make(sizeof(device), out, error)) == HALITE_STATUS_OK) {
+        pthread_mutex_init(&AS(device, *out)->lock, NULL);
+        AS(device, *out)->fail_after = fail_after;
     }
-    pthread_mutex_init(&d->lock, NULL);
-    *out = HANDLE(d);
-    return HALITE_STATUS_OK;
+    return status;
 }
 
 static void device_close(halite_device handle) {
@@ -129,9 +131,18 @@ static halite_status memory_alloc(halite_device handle, uint32_t kind, uint64_t 
     if (block == NULL)
         return fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the device is full");
     *out = HANDLE(block);
-    AS(memory, *out)->length = length;
-    *host_pointer = kind == HALITE_MEMORY_DEVICE ? NULL : (uint8_t *)block + ALIGNMENT_BYTES;
+    *AS(memory, *out) = (memory){length, (uint8_t *)block + ALIGNMENT_BYTES};
+    *host_pointer = kind == HALITE_MEMORY_DEVICE ? NULL : AS(memory, *out)->bytes;
     return HALITE_STATUS_OK;
+}
+
+static halite_status memory_import(halite_device handle, void *pointer, uint64_t length, halite_memory *out,
+                                   halite_error *error) {
+    halite_status status = make(sizeof(memory), out, error);
+    (void)handle, (void)length;
+    if (status == HALITE_STATUS_OK)
+        AS(memory, *out)->bytes = pointer;
+    return status;
 }
 
 static void memory_free(halite_device handle, halite_memory block) {
@@ -153,16 +164,14 @@ static halite_status memory_info(halite_device handle, halite_memory_info *out, 
 }
 
 /* The host has checked that ranges lie inside of their memory. */
-static uint8_t *at(halite_memory block, uint64_t offset) { return AS(uint8_t, block) + ALIGNMENT_BYTES + offset; }
+static uint8_t *at(halite_memory block, uint64_t offset) { return AS(memory, block)->bytes + offset; }
 
 /* Streams. */
 static halite_status stream_create(halite_device handle, halite_stream *out, halite_error *error) {
-    stream *s = calloc(1, sizeof *s);
-    if (s == NULL)
-        return fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the host is full");
-    s->device = AS(device, handle);
-    *out = HANDLE(s);
-    return HALITE_STATUS_OK;
+    halite_status status = make(sizeof(stream), out, error);
+    if (status == HALITE_STATUS_OK)
+        AS(stream, *out)->device = AS(device, handle);
+    return status;
 }
 
 static void stream_destroy(halite_stream handle) { free(AS(stream, handle)); }
@@ -230,12 +239,8 @@ static halite_status stream_synchronize(halite_stream handle, uint64_t timeout_n
 
 /* Events. */
 static halite_status event_create(halite_device handle, halite_event *out, halite_error *error) {
-    event *e = calloc(1, sizeof *e);
     (void)handle;
-    if (e == NULL)
-        return fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the host is full");
-    *out = HANDLE(e);
-    return HALITE_STATUS_OK;
+    return make(sizeof(event), out, error);
 }
 
 static void event_destroy(halite_event handle) { free(AS(event, handle)); }
@@ -316,17 +321,12 @@ static halite_status builtin_validate(halite_device handle, const halite_builtin
 
 static halite_status builtin_prepare(halite_device handle, const halite_builtin_desc *desc, halite_builtin *out,
                                      uint64_t *workspace_bytes, halite_error *error) {
-    builtin *b = malloc(sizeof *b);
-    halite_status status = b == NULL ? fail(error, HALITE_STATUS_OUT_OF_MEMORY, "the host is full")
-                                     : describe(desc, b, error);
+    halite_status status = make(sizeof(builtin), out, error);
     (void)handle;
-    if (status != HALITE_STATUS_OK) {
-        free(b);
-        return status;
-    }
-    *out = HANDLE(b);
     *workspace_bytes = 0;
-    return HALITE_STATUS_OK;
+    if (status == HALITE_STATUS_OK && (status = describe(desc, AS(builtin, *out), error)) != HALITE_STATUS_OK)
+        free(AS(builtin, *out));
+    return status;
 }
 
 static void builtin_release(halite_device handle, halite_builtin prepared) {
@@ -383,12 +383,11 @@ static const halite_plugin table = {
     .features = HALITE_FEATURE_BUILTINS, .name = "Halite example", .version = "1.0",
     .device_count = device_count, .device_info = device_info, .device_open = device_open, .device_close = device_close,
     .memory_alloc = memory_alloc, .memory_free = memory_free, .memory_info = memory_info,
-    .stream_create = stream_create, .stream_destroy = stream_destroy, .stream_write = stream_write,
-    .stream_read = stream_read, .stream_copy = stream_copy, .stream_fill = stream_fill,
-    .stream_wait_event = stream_wait_event, .stream_synchronize = stream_synchronize,
-    .event_create = event_create, .event_destroy = event_destroy, .event_record = event_record,
-    .event_wait = event_wait, .event_query = event_query, .event_elapsed = event_elapsed,
-    .builtin_validate = builtin_validate, .builtin_prepare = builtin_prepare,
+    .memory_import = memory_import, .stream_create = stream_create, .stream_destroy = stream_destroy,
+    .stream_write = stream_write, .stream_read = stream_read, .stream_copy = stream_copy, .stream_fill = stream_fill,
+    .stream_wait_event = stream_wait_event, .stream_synchronize = stream_synchronize, .event_create = event_create,
+    .event_destroy = event_destroy, .event_record = event_record, .event_wait = event_wait, .event_query = event_query,
+    .event_elapsed = event_elapsed, .builtin_validate = builtin_validate, .builtin_prepare = builtin_prepare,
     .builtin_release = builtin_release, .builtin_enqueue = builtin_enqueue,
 };
 

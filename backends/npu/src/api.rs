@@ -130,6 +130,24 @@ impl Library {
         Ok((self.not_zero(handle, "memory_alloc")?, host))
     }
 
+    /// # Safety
+    /// `len` bytes from `pointer` are valid until the handle has been given back and nothing of the device runs that
+    /// uses it.
+    pub(crate) unsafe fn memory_import(
+        &self,
+        device: DeviceHandle,
+        pointer: *mut u8,
+        len: u64,
+    ) -> Result<MemoryHandle> {
+        let mut handle = 0;
+        call!(self, memory_import(device, pointer.cast(), len, &mut handle))?;
+        self.not_zero(handle, "memory_import")
+    }
+
+    pub(crate) fn peer_enable(&self, device: DeviceHandle, peer: DeviceHandle) -> Result<()> {
+        call!(self, peer_enable(device, peer))
+    }
+
     pub(crate) fn memory_free(&self, device: DeviceHandle, memory: MemoryHandle) {
         give_back!(self, memory_free(device, memory));
     }
@@ -204,6 +222,17 @@ impl Library {
         len: u64,
     ) -> Result<()> {
         call!(self, stream_copy(stream, dst, dst_offset, src, src_offset, len))
+    }
+
+    pub(crate) fn stream_copy_peer(
+        &self,
+        stream: StreamHandle,
+        (dst, dst_offset): (MemoryHandle, u64),
+        peer: DeviceHandle,
+        (src, src_offset): (MemoryHandle, u64),
+        len: u64,
+    ) -> Result<()> {
+        call!(self, stream_copy_peer(stream, dst, dst_offset, peer, src, src_offset, len))
     }
 
     pub(crate) fn stream_fill(

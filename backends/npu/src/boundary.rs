@@ -120,6 +120,7 @@ unwinding!(A B C D);
 unwinding!(A B C D E);
 unwinding!(A B C D E F);
 unwinding!(A B C D E F G);
+unwinding!(A B C D E F G H);
 
 /// A structure for a result, with room behind it that a plugin must leave alone.
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use crate::device::DeviceShared;
 use halite_hal::plugin::{self, MemoryHandle};
-use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, MemoryKind, Result};
+use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, HostMemory, MemoryKind, Result};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,18 +18,26 @@ pub(crate) struct DeviceMemory {
     len_bytes: u64,
     /// The host's address of it, if the host may use it.
     mapped_at: Option<u64>,
+    /// The caller's memory, which is not the device's to count.
+    imported: Option<HostMemory>,
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        self.device.used_bytes.fetch_sub(self.len_bytes, Ordering::Relaxed);
-        self.device.buffers.fetch_sub(1, Ordering::Relaxed);
+        if self.imported.is_none() {
+            self.device.used_bytes.fetch_sub(self.len_bytes, Ordering::Relaxed);
+            self.device.buffers.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(start) = self.mapped_at {
             self.device.host_ranges.remove(start);
         }
         if self.handle != 0 {
             self.device.memory_handles.remove(self.handle);
             self.device.library.memory_free(self.device.handle, self.handle);
+        }
+        if self.device.is_stuck() {
+            // The plugin was not asked to let go of it, and may be in the middle of using it.
+            std::mem::forget(self.imported.take());
         }
     }
 }
@@ -49,11 +57,38 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
     device.used_bytes.fetch_add(len_bytes, Ordering::Relaxed);
     device.buffers.fetch_add(1, Ordering::Relaxed);
     // From here on, dropping it frees the memory.
-    let mut memory = DeviceMemory { device: device.clone(), handle, len_bytes, mapped_at: None };
+    let mut memory =
+        DeviceMemory { device: device.clone(), handle, len_bytes, mapped_at: None, imported: None };
     if len_bytes > 0 && code != plugin::MEMORY_DEVICE {
         memory.mapped_at = Some(check_address(device, host, len_bytes)?);
     }
     Ok(Buffer::new(device.info.id.clone(), kind, len_bytes, host, Box::new(memory)))
+}
+
+/// A buffer over the caller's memory.
+pub(crate) fn import(device: &Arc<DeviceShared>, memory: &HostMemory) -> Result<Buffer> {
+    device.check()?;
+    let (first, len_bytes) = (memory.as_ptr(), memory.len_bytes() as u64);
+    let handle = match len_bytes {
+        0 => 0,
+        _ => {
+            // SAFETY: the buffer's object holds the memory until the handle has been given back; work in flight holds
+            // the buffer. Where the plugin cannot be asked any more, the memory is kept for good (`drop`).
+            let handle = device.noting_loss(unsafe {
+                device.library.memory_import(device.handle, first.as_ptr(), len_bytes)
+            })?;
+            device.library.fresh(device.memory_handles.add(handle), handle, "memory_import")?
+        }
+    };
+    let object = DeviceMemory {
+        device: device.clone(),
+        handle,
+        len_bytes,
+        mapped_at: None,
+        imported: Some(memory.clone()),
+    };
+    let id = device.info.id.clone();
+    Ok(Buffer::new(id, MemoryKind::HostVisible, len_bytes, Some(first), Box::new(object)))
 }
 
 /// Allocates, and once more after what is in flight has given its memory back.
@@ -101,13 +136,17 @@ fn check_address(device: &DeviceShared, host: Option<NonNull<u8>>, len_bytes: u6
 
 /// The plugin's name for the range: memory and first byte.
 pub(crate) fn place(slice: &BufferSlice) -> Result<(MemoryHandle, u64)> {
-    let memory = slice.buffer().object::<DeviceMemory>().ok_or_else(|| {
+    Ok((memory(slice)?.handle, slice.offset()))
+}
+
+/// The memory that a range lies in.
+pub(crate) fn memory(slice: &BufferSlice) -> Result<&DeviceMemory> {
+    slice.buffer().object::<DeviceMemory>().ok_or_else(|| {
         Error::invalid(format!(
             "{:?} was not made by this backend; allocate it on the device",
             slice.buffer()
         ))
-    })?;
-    Ok((memory.handle, slice.offset()))
+    })
 }
 
 fn unsupported(device: &DeviceShared, kind: MemoryKind) -> Error {

@@ -9,9 +9,10 @@ use crate::options::Options;
 use crate::stream::{NpuStream, StreamShared};
 use halite_hal::plugin::{self, DeviceHandle};
 use halite_hal::{
-    Buffer, DType, Device, DeviceId, DeviceInfo, Error, ErrorKind, Health, Kernel, KernelSource, MemoryInfo,
-    MemoryKind, Result, driver,
+    Buffer, DType, Device, DeviceId, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource,
+    MemoryInfo, MemoryKind, Result, driver,
 };
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -109,6 +110,15 @@ impl DeviceShared {
         }
     }
 
+    fn create_stream(self: &Arc<Self>, peer: Option<Arc<Self>>) -> Result<Box<dyn driver::Stream>> {
+        self.check()?;
+        let stream = self.noting_loss(StreamShared::create(self, peer))?;
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(&stream));
+        Ok(Box::new(NpuStream(stream)))
+    }
+
     fn live_streams(&self) -> Vec<Arc<StreamShared>> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|stream| stream.strong_count() > 0);
@@ -193,6 +203,12 @@ pub(crate) fn describe(library: &Library, id: DeviceId, raw: &plugin::DeviceInfo
     let capabilities = text(&raw.capabilities);
     info.features =
         capabilities.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if library.has_peers() {
+        info.features.push(DeviceInfo::PEER_COPY.to_owned());
+    }
+    if library.table.memory_import.is_some() {
+        info.limits.import_alignment_bytes = raw.import_alignment_bytes;
+    }
     info.limits.max_allocation_bytes = raw.max_allocation_bytes.min(raw.memory_bytes);
     info.limits.offset_alignment_bytes = raw.offset_alignment_bytes;
     // Blocks have one axis; a built-in is launched as one block, also where there are no programs.
@@ -203,12 +219,14 @@ pub(crate) fn describe(library: &Library, id: DeviceId, raw: &plugin::DeviceInfo
 
 /// The first claim that cannot be true, and that the layer would build on.
 fn false_claim(raw: &plugin::DeviceInfo) -> Option<String> {
-    let alignment = raw.offset_alignment_bytes;
-    if !alignment.is_power_of_two() {
-        return Some(format!("an alignment of {alignment}, which is no power of two"));
-    }
-    if alignment > MAX_ALIGNMENT_BYTES {
-        return Some(format!("an alignment of {alignment}, which is above {MAX_ALIGNMENT_BYTES}"));
+    let import = raw.import_alignment_bytes;
+    for alignment in [raw.offset_alignment_bytes].into_iter().chain((import != 0).then_some(import)) {
+        if !alignment.is_power_of_two() {
+            return Some(format!("an alignment of {alignment}, which is no power of two"));
+        }
+        if alignment > MAX_ALIGNMENT_BYTES {
+            return Some(format!("an alignment of {alignment}, which is above {MAX_ALIGNMENT_BYTES}"));
+        }
     }
     if raw.memory_kind_mask & (1 << plugin::MEMORY_DEVICE) == 0 {
         return Some("a device without device memory".to_owned());
@@ -267,13 +285,29 @@ impl driver::Device for NpuDevice {
         buffer::allocate(&self.0, len_bytes, kind)
     }
 
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        buffer::import(&self.0, memory)
+    }
+
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
-        self.0.check()?;
-        let stream = self.0.noting_loss(StreamShared::create(&self.0))?;
-        let mut streams = self.0.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.strong_count() > 0);
-        streams.push(Arc::downgrade(&stream));
-        Ok(Box::new(NpuStream(stream)))
+        self.0.create_stream(None)
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        let own = &self.0;
+        own.check()?;
+        let peer_shared = peer.object::<NpuDevice>().map(|peer| &peer.0);
+        let is_of_plugin = |peer: &&Arc<DeviceShared>| ptr::eq(peer.library, own.library);
+        let Some(peer) = peer_shared.filter(is_of_plugin).filter(|_| own.library.has_peers()) else {
+            return Err(Error::unsupported(format!(
+                "the plugin '{}' has no link from {}; read on a stream of that device, and write on one of this",
+                own.library.name,
+                peer.id()
+            )));
+        };
+        peer.check()?;
+        own.noting_loss(own.library.peer_enable(own.handle, peer.handle))?;
+        own.create_stream(Some(peer.clone()))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
@@ -315,6 +349,8 @@ mod tests {
             (alignment(48), "alignment of 48"),
             (alignment(1 << 21), "alignment of 2097152"),
             (alignment(1 << 63), "alignment"),
+            (claim(|raw| raw.import_alignment_bytes = 24), "alignment of 24"),
+            (claim(|raw| raw.import_alignment_bytes = 1 << 21), "alignment of 2097152"),
             (claim(|raw| raw.memory_bytes = 0), "0 bytes"),
             (claim(|raw| raw.memory_bytes = u64::MAX), "memory of 18446744073709551615 bytes"),
             (claim(|raw| raw.max_allocation_bytes = 0), "0 bytes"),

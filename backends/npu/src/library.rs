@@ -120,6 +120,11 @@ impl Library {
         Ok(Box::leak(Box::new(Self::read_table(&self.path, table.as_ptr())?)))
     }
 
+    /// Whether the plugin copies between its devices.
+    pub(crate) fn has_peers(&self) -> bool {
+        self.table.peer_enable.is_some() && self.table.stream_copy_peer.is_some()
+    }
+
     /// Whether the plugin claims the feature.
     pub(crate) fn has(&self, feature: u64) -> bool {
         self.table.features & feature != 0

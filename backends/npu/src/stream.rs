@@ -5,7 +5,7 @@
 //! the stream records one of its own.
 
 use crate::api::Progress;
-use crate::buffer::place;
+use crate::buffer::{memory, place};
 use crate::device::DeviceShared;
 use crate::event::{self, EventShared, NpuEvent};
 use crate::kernel;
@@ -57,15 +57,17 @@ struct State {
 
 /// A stream, shared by the handle and by its events.
 pub(crate) struct StreamShared {
-    device: Arc<DeviceShared>,
     state: Mutex<State>,
+    device: Arc<DeviceShared>,
+    /// Whose memory copies read too: it is closed after the stream.
+    _peer: Option<Arc<DeviceShared>>,
 }
 
 /// A stream as the layer sees it. Dropping it lets enqueued work run to its end.
 pub(crate) struct NpuStream(pub(crate) Arc<StreamShared>);
 
 impl StreamShared {
-    pub(crate) fn create(device: &Arc<DeviceShared>) -> Result<Arc<Self>> {
+    pub(crate) fn create(device: &Arc<DeviceShared>, peer: Option<Arc<DeviceShared>>) -> Result<Arc<Self>> {
         let state = State {
             raw: RawStream::create(device)?,
             sequence: 0,
@@ -74,7 +76,7 @@ impl StreamShared {
             held: VecDeque::new(),
             marks: VecDeque::new(),
         };
-        Ok(Arc::new(Self { device: device.clone(), state: Mutex::new(state) }))
+        Ok(Arc::new(Self { state: Mutex::new(state), device: device.clone(), _peer: peer }))
     }
 
     /// Whether no work in flight holds anything.
@@ -364,9 +366,16 @@ impl driver::Stream for NpuStream {
         if dst.len_bytes() == 0 {
             return self.0.open_only();
         }
-        let (to, from) = (place(dst)?, place(src)?);
+        let (to, from, len) = (place(dst)?, place(src)?, dst.len_bytes());
         let held = vec![Held::Buffer(dst.buffer().clone()), Held::Buffer(src.buffer().clone())];
-        self.0.enqueue(held, |stream| self.0.device.library.stream_copy(stream, to, from, dst.len_bytes()))
+        let (own, owner) = (&self.0.device, &memory(src)?.device);
+        self.0.enqueue(held, |stream| {
+            if Arc::ptr_eq(own, owner) {
+                own.library.stream_copy(stream, to, from, len)
+            } else {
+                own.library.stream_copy_peer(stream, to, owner.handle, from, len)
+            }
+        })
     }
 
     fn fill(&self, dst: &BufferSlice, pattern: &[u8]) -> Result<()> {

@@ -312,7 +312,7 @@ fn the_guides_first_table_is_refused_with_the_words_that_it_quotes() {
     let text =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/writing-a-plugin.md"));
     let quoted = "libhalite_npu_mine.so' lacks the required function device_count; use a plugin that keeps to \
-                  halite_plugin.h 1.0";
+                  halite_plugin.h 1.1";
     assert!(text.unwrap().contains(quoted) && error.message().ends_with(quoted), "{error}");
 }
 

@@ -9,6 +9,7 @@
 //! | texts without an end, not UTF-8, with control characters | clean text on one line | `texts_of_every_kind…`, `messages_without_an_end…` |
 //! | status codes that do not exist | a driver error of that code | `statuses_that_the_interface_lacks…` |
 //! | success without a result | an error where a result is needed | `success_without_a_result…` |
+//! | imports that have no function or give no handle, half of a link | what is unsupported, or an error | `imports_and_links_that…` |
 //! | one handle or one address twice, misaligned or impossible addresses | an error | `handles_that_are_out…`, `addresses_that_cannot_be…` |
 //! | writes beyond a structure | an error, and no damage for the next 256 bytes | `structures_written_too_far…` |
 //! | completions that never come, contradict themselves or lack a status | an error; the first failure stays | `completions_that…`, `the_first_outcome…` |
@@ -27,8 +28,8 @@ use common::{Folder, download, emulator, plugin, upload};
 use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::driver::Backend as _;
 use halite_hal::{
-    Access, ArgType, DType, Device, Error, ErrorKind, Health, Kernel, KernelSource, MemoryKind, Result,
-    Signature,
+    Access, ArgType, DType, Device, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryKind,
+    Result, Signature,
 };
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -153,8 +154,8 @@ fn tables_that_are_absent_absurd_or_of_another_major_are_refused() {
         ("size-18446744073709551615", "claims a table of 18446744073709551615 bytes"),
         ("null_table", "returns no table"),
         ("misaligned_table", "returns no table"),
-        ("major-0", "speaks interface version 0.0"),
-        ("major-4294967295", "speaks interface version 4294967295.0"),
+        ("major-0", "speaks interface version 0.1"),
+        ("major-4294967295", "speaks interface version 4294967295.1"),
     ] {
         let Some(error) = refusal(rule) else { return };
         assert!(error.message().contains(expected), "{error}");
@@ -164,6 +165,48 @@ fn tables_that_are_absent_absurd_or_of_another_major_are_refused() {
         assert!(matches!(error.kind(), ErrorKind::Backend { code: got, .. } if *got == code), "{error:?}");
         assert!(error.message().contains("refuses to start"), "{error}");
     }
+}
+
+#[test]
+fn imports_and_links_that_are_not_there_are_errors() {
+    let Some(error) = refusal("import_alignment-48") else { return };
+    assert!(error.message().contains("claims an alignment of 48"), "{error}");
+    let folder = Folder::new("imports");
+    let memory = HostMemory::zeroed(64).unwrap();
+    let error = open(&folder, "import_silent").unwrap().import(&memory).unwrap_err();
+    assert!(error.message().contains("returns no handle from memory_import"), "{error}");
+    let device = open(&folder, "import_same").unwrap();
+    let first = device.import(&memory).unwrap();
+    let error = device.import(&memory).unwrap_err();
+    assert!(error.message().contains("a handle from memory_import that it has not got back yet"), "{error}");
+    // The plugin frees what it gave; the memory stays the caller's.
+    drop(first);
+    assert_eq!(*memory.into_bytes().unwrap(), [0; 64]);
+    // Without an alignment, or without the function, there is nothing to call.
+    assert_eq!(
+        kind(open(&folder, "import_missing").unwrap().import(&HostMemory::zeroed(64).unwrap())),
+        ErrorKind::Unsupported
+    );
+    assert_eq!(
+        kind(open(&folder, "none").unwrap().import(&HostMemory::zeroed(64).unwrap())),
+        ErrorKind::Unsupported
+    );
+
+    let backend = plugin(hostile(&folder, "peer_status-77").unwrap());
+    let (device, peer) = (backend.open(0).unwrap(), backend.open(0).unwrap());
+    let link = device.create_peer_stream(&peer).unwrap();
+    let [to, from] = [&device, &peer].map(|device| device.allocate(8, MemoryKind::Device).unwrap().all());
+    let error = link.copy(&to, &from).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Backend { code: 77, .. }), "{error}");
+    link.synchronize().unwrap();
+    let half = plugin(hostile(&folder, "half_peer").unwrap());
+    assert_eq!(
+        kind(half.open(0).unwrap().create_peer_stream(&half.open(0).unwrap())),
+        ErrorKind::Unsupported
+    );
+    // Of another plugin, which knows nothing of this one's handles.
+    let other = open(&folder, "none").unwrap();
+    assert_eq!(kind(device.create_peer_stream(&other)), ErrorKind::Unsupported);
 }
 
 #[test]
@@ -353,7 +396,7 @@ fn addresses_that_cannot_be_are_refused_before_anyone_uses_them() {
 #[test]
 fn structures_written_too_far_or_resized_are_errors() {
     let Some(error) = refusal("info_too_far") else { return };
-    assert!(error.message().contains("writes beyond the 600 bytes of device_info"), "{error}");
+    assert!(error.message().contains("writes beyond the 608 bytes of device_info"), "{error}");
     let folder = Folder::new("too-far");
     for (rule, expected) in [
         ("memory_info_too_far", "writes beyond the 24 bytes of memory_info"),

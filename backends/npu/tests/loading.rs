@@ -156,8 +156,8 @@ fn another_major_version_is_a_mismatch_that_names_both() {
     for major in ["LIE_MAJOR=2", "LIE_MAJOR=0"] {
         let Some(error) = refusal_of(&[major]) else { return };
         assert_eq!(error.kind(), &ErrorKind::AbiMismatch);
-        let theirs = format!("{}.0", &major["LIE_MAJOR=".len()..]);
-        assert!(error.message().contains(&theirs) && error.message().contains("1.0"), "{error}");
+        let theirs = format!("{}.1", &major["LIE_MAJOR=".len()..]);
+        assert!(error.message().contains(&theirs) && error.message().contains("1.1"), "{error}");
     }
 }
 

@@ -5,10 +5,13 @@
 //! | device | a buffer | no |
 //! | host-visible | a buffer over fine-grained shared virtual memory (OpenCL 2.0); where there is none, unsupported | yes |
 //! | pinned | the same, or else host memory that the driver allocated and keeps mapped | yes |
+//! | imported | a buffer over the caller's memory, where the device is a processor; elsewhere, unsupported | yes |
 //!
 //! A buffer that is mapped may not be used by commands (OpenCL 1.2 specification, section 5.4.2.1), so that pinned memory
 //! of the second sort is only ever the host's side of a copy. Nor may a host-visible buffer stay mapped while kernels run,
-//! and its users expect one address that is always valid: hence shared virtual memory or none.
+//! and its users expect one address that is always valid: hence shared virtual memory or none. A driver may keep a copy of
+//! the host's memory that it was given (section 5.2.1), and only a processor, which would have to keep it in the same
+//! memory, has no reason to: so it alone imports.
 //!
 //! Kernels get ranges as sub-buffers. Those that overlap may not be written at the same time (section 5.2.1); that holds
 //! since concurrent work on overlapping ranges is the user's error already (streams and events order it), and the pool
@@ -18,7 +21,7 @@
 use crate::api::{Mem, Waits};
 use crate::device::{DeviceShared, lock};
 use crate::library::Library;
-use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, MemoryKind, Result};
+use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, HostMemory, MemoryKind, Result};
 use ocl::ffi::{self, c_void, cl_uint};
 use std::collections::HashMap;
 use std::ptr::NonNull;
@@ -71,6 +74,8 @@ enum Backing {
     Shared(Mem, *mut c_void),
     /// Host memory, mapped for as long as it lives; its buffer is used by no command.
     Mapped(Mem, *mut c_void),
+    /// The caller's memory with a buffer over it, which zero bytes have none of. It is not the device's to count.
+    Imported(Option<Mem>, HostMemory),
 }
 
 // SAFETY: the addresses are only handed out and, when dropped, given back; whoever dereferences them answers for the
@@ -85,6 +90,11 @@ impl Drop for DeviceMemory {
         lock(&self.parts).clear();
         match std::mem::replace(&mut self.backing, Backing::Nothing) {
             Backing::Nothing | Backing::Buffer(_) => {}
+            Backing::Imported(mem, memory) => {
+                drop(mem);
+                drop(memory);
+                return;
+            }
             Backing::Shared(mem, address) => {
                 drop(mem);
                 if let Some(calls) = self.device.shared_memory {
@@ -152,9 +162,29 @@ pub(crate) fn allocate(device: &Arc<DeviceShared>, len_bytes: u64, kind: MemoryK
     })?;
     let host = match memory.backing {
         Backing::Shared(_, address) | Backing::Mapped(_, address) => NonNull::new(address.cast()),
-        Backing::Nothing | Backing::Buffer(_) => None,
+        Backing::Nothing | Backing::Buffer(_) | Backing::Imported(..) => None,
     };
     Ok(Buffer::new(device.info().id.clone(), kind, len_bytes, host, Box::new(memory)))
+}
+
+pub(crate) fn import(device: &Arc<DeviceShared>, memory: &HostMemory) -> Result<Buffer> {
+    device.check()?;
+    let (first, len) = (memory.as_ptr(), memory.len_bytes());
+    let mem = match len {
+        0 => None,
+        // SAFETY: the backing holds the memory, and lets the buffer go first.
+        _ => Some(
+            device.noting_loss(unsafe { device.context.create_buffer_over(first.as_ptr().cast(), len) })?,
+        ),
+    };
+    let object = DeviceMemory {
+        backing: Backing::Imported(mem, memory.clone()),
+        len_bytes: len as u64,
+        parts: Mutex::default(),
+        device: device.clone(),
+    };
+    let id = device.info().id.clone();
+    Ok(Buffer::new(id, MemoryKind::HostVisible, len as u64, Some(first), Box::new(object)))
 }
 
 /// A buffer of zeros. OpenCL leaves fresh memory undefined, which may be what another process left behind.
@@ -233,10 +263,14 @@ pub(crate) enum Place<'a> {
 pub(crate) fn place(slice: &BufferSlice) -> Result<Place<'_>> {
     let offset = slice.offset() as usize;
     match &memory(slice)?.backing {
-        Backing::Buffer(mem) | Backing::Shared(mem, _) => Ok(Place::Device(mem, offset)),
+        Backing::Buffer(mem) | Backing::Shared(mem, _) | Backing::Imported(Some(mem), _) => {
+            Ok(Place::Device(mem, offset))
+        }
         // SAFETY: the range lies inside of the mapped bytes by construction of a slice.
         Backing::Mapped(_, address) => Ok(Place::Host(unsafe { address.cast::<u8>().add(offset) })),
-        Backing::Nothing => Err(Error::invalid("a range of a buffer without bytes has none to transfer")),
+        Backing::Nothing | Backing::Imported(None, _) => {
+            Err(Error::invalid("a range of a buffer without bytes has none to transfer"))
+        }
     }
 }
 
@@ -253,8 +287,8 @@ impl Argument {
             return Ok(Self::Part(memory.device.empty()?));
         }
         let mem = match &memory.backing {
-            Backing::Buffer(mem) | Backing::Shared(mem, _) => mem,
-            Backing::Mapped(..) | Backing::Nothing => {
+            Backing::Buffer(mem) | Backing::Shared(mem, _) | Backing::Imported(Some(mem), _) => mem,
+            Backing::Mapped(..) | Backing::Nothing | Backing::Imported(None, _) => {
                 return Err(Error::unsupported(
                     "this device's kernels cannot use pinned memory; copy it to device memory first",
                 ));
@@ -281,7 +315,9 @@ impl Argument {
         match self {
             Self::Part(part) => Ok(part),
             Self::Whole(buffer) => match buffer.object::<DeviceMemory>().map(|memory| &memory.backing) {
-                Some(Backing::Buffer(mem) | Backing::Shared(mem, _)) => Ok(mem),
+                Some(Backing::Buffer(mem) | Backing::Shared(mem, _) | Backing::Imported(Some(mem), _)) => {
+                    Ok(mem)
+                }
                 _ => Err(foreign(buffer)),
             },
         }

@@ -11,8 +11,8 @@ use crate::program::Programs;
 use crate::reaper::Reaper;
 use crate::stream::{OpenClStream, StreamShared};
 use halite_hal::{
-    Buffer, Device, DeviceInfo, Error, ErrorKind, Health, Kernel, KernelSource, MemoryInfo, MemoryKind,
-    Result, driver,
+    Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, Result, driver,
 };
 use ocl::ffi;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -215,6 +215,10 @@ impl driver::Device for OpenClDevice {
     fn allocate(&self, len_bytes: u64, kind: MemoryKind) -> Result<Buffer> {
         self.0.check()?;
         self.0.noting_loss(buffer::allocate(&self.0, len_bytes, kind))
+    }
+
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        buffer::import(&self.0, memory)
     }
 
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {

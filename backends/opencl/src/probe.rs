@@ -177,6 +177,8 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
         return Err(format!("it claims an alignment of {alignment} bytes"));
     }
     limits.offset_alignment_bytes = alignment;
+    let is_processor = types & ffi::CL_DEVICE_TYPE_CPU != 0;
+    limits.import_alignment_bytes = if is_processor { alignment } else { 0 };
     let parameter_bytes = size(ffi::CL_DEVICE_MAX_PARAMETER_SIZE)?;
     limits.max_args = (parameter_bytes / ARGUMENT_BYTES).clamp(1, 1024) as u32;
     let clamped = |value: usize| u32::try_from(value).unwrap_or(u32::MAX).max(1);
@@ -198,7 +200,7 @@ fn ask(device: DeviceHandle, name: &str, backend: &str) -> Result<(u32, Found), 
         has_profiling: bits(ffi::CL_DEVICE_QUEUE_PROPERTIES) & ffi::CL_QUEUE_PROFILING_ENABLE != 0,
         has_shared_memory: version >= (2, 0)
             && bits(ffi::CL_DEVICE_SVM_CAPABILITIES) & ffi::CL_DEVICE_SVM_FINE_GRAIN_BUFFER != 0,
-        is_processor: types & ffi::CL_DEVICE_TYPE_CPU != 0,
+        is_processor,
         // NOTE: PoCL has a cache of its own, and compiles all kernels of a program once more when asked for its binary.
         keeps_kernels: identity[0] == "Portable Computing Language",
         max_global_size: if is_64_bit { usize::MAX as u64 } else { u32::MAX.into() },

@@ -7,11 +7,13 @@ mod discovery;
 mod failure;
 mod fill;
 mod honesty;
+mod import;
 mod launch;
 mod list;
 mod loss;
 mod openings;
 mod order;
+mod peer;
 mod pool;
 mod random;
 mod threads;
@@ -69,6 +71,8 @@ pub(crate) fn all() -> Vec<Test> {
         ("list", list::tests),
         ("time", time::tests),
         ("openings", openings::tests),
+        ("import", import::tests),
+        ("peer", peer::tests),
         ("honesty", honesty::tests),
         ("random", random::tests),
     ];

@@ -1,7 +1,5 @@
-//! Several openings of one device: their objects do not mix, and data passes between them through the host.
-//!
-//! The layer has no copies between devices and no memory that is imported from the host; where it has none, data goes
-//! through host bytes, which both sides may share without a copy.
+//! Several openings of one device: their objects do not mix, and data passes between them through the host. Links between
+//! them are in `peer.rs`.
 
 use super::{Tests, in_threads};
 use crate::context::{Context, holds, same_bytes};

@@ -100,7 +100,7 @@ functions!(
     stream_write stream_read stream_copy stream_fill stream_wait_event stream_synchronize event_create event_destroy
     event_record event_wait event_query event_elapsed stream_reset device_health device_counters get_extension
     builtin_validate builtin_prepare builtin_release builtin_enqueue program_load program_unload kernel_find
-    kernel_launch kernel_info kernel_argument
+    kernel_launch kernel_info kernel_argument memory_import peer_enable stream_copy_peer
 );
 
 fn unknown(name: &str) -> Error {
@@ -136,7 +136,7 @@ mod tests {
             (table.0[0], table.0.len() * 8)
         };
         let whole = size_of::<Plugin>();
-        assert_eq!(size(TableChange::CutBehind("kernel_argument")), (whole as u64, whole));
+        assert_eq!(size(TableChange::CutBehind("stream_copy_peer")), (whole as u64, whole));
         let place = mem::offset_of!(Plugin, event_elapsed) as u64;
         assert_eq!(size(TableChange::CutBefore("event_elapsed")), (place, whole));
         assert_eq!(size(TableChange::CutBehind("event_query")), (place, whole));

@@ -17,7 +17,7 @@ use std::ffi::{c_char, c_void};
 /// Major version of the interface; must be equal on both sides.
 pub const ABI_MAJOR: u32 = 1;
 /// Minor version of the interface; counts what was appended.
-pub const ABI_MINOR: u32 = 0;
+pub const ABI_MINOR: u32 = 1;
 /// The symbol that a plugin exports.
 pub const ENTRY_SYMBOL: &str = "halite_plugin_entry";
 
@@ -210,6 +210,8 @@ c_structs! {
         program_format: [c_char; 32],
         /// Names that kernels may require, separated by commas.
         capabilities: [c_char; 256],
+        /// Alignment of memory that is imported; 0 where none is.
+        import_alignment_bytes: u64,
     }
 
     /// Memory of a device at one moment.
@@ -422,6 +424,12 @@ c_structs! {
         kernel_info: Option<unsafe extern "C" fn(kernel: KernelHandle, out: *mut KernelInfo, error: *mut Error) -> Status>,
         /// What one argument must be.
         kernel_argument: Option<unsafe extern "C" fn(kernel: KernelHandle, index: u32, out: *mut ArgumentInfo, error: *mut Error) -> Status>,
+        /// Makes memory of the host the device's, in place.
+        memory_import: Option<unsafe extern "C" fn(device: DeviceHandle, pointer: *mut c_void, length: u64, out: *mut MemoryHandle, error: *mut Error) -> Status>,
+        /// Lets streams of a device copy from another.
+        peer_enable: Option<unsafe extern "C" fn(device: DeviceHandle, peer: DeviceHandle, error: *mut Error) -> Status>,
+        /// Copies from an enabled peer.
+        stream_copy_peer: Option<unsafe extern "C" fn(stream: StreamHandle, dst: MemoryHandle, dst_offset: u64, peer: DeviceHandle, src: MemoryHandle, src_offset: u64, length: u64, error: *mut Error) -> Status>,
     }
 }
 

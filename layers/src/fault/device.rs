@@ -4,8 +4,8 @@ use super::schedule::{Injection, Schedule};
 use super::script::{Action, Call, Script};
 use super::stream::FaultStream;
 use halite_hal::{
-    Buffer, Device, DeviceInfo, Error, Health, Kernel, KernelSource, MemoryInfo, MemoryKind, RecordedCommand,
-    Result, driver,
+    Buffer, Device, DeviceInfo, Error, Health, HostMemory, Kernel, KernelSource, MemoryInfo, MemoryKind,
+    RecordedCommand, Result, driver,
 };
 use std::any::Any;
 use std::fmt;
@@ -71,10 +71,22 @@ impl driver::Device for FaultDevice {
         self.inner.allocate(len_bytes, kind)
     }
 
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        self.pass(Call::Other, &"importing memory", 0, 0)?;
+        self.inner.import(memory)
+    }
+
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
         self.pass(Call::CreateStream, &"a new stream", 0, 0)?;
         let inner = self.inner.driver().create_stream()?;
-        Ok(Box::new(FaultStream::new(self.inner.clone(), self.schedule.clone(), inner)))
+        Ok(Box::new(FaultStream::new(self.inner.clone(), self.schedule.clone(), None, inner)))
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        self.pass(Call::CreateStream, &"a new stream", 0, 0)?;
+        let inner = self.inner.driver().create_peer_stream(peer)?;
+        let schedule = peer.object::<Self>().map(|peer| peer.schedule.clone());
+        Ok(Box::new(FaultStream::new(self.inner.clone(), self.schedule.clone(), schedule, inner)))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
@@ -89,5 +101,9 @@ impl driver::Device for FaultDevice {
     fn prepare(&self, commands: &[RecordedCommand]) -> Result<Option<Box<dyn Any + Send + Sync>>, Error> {
         self.pass(Call::Other, &"preparing a list", 0, 0)?;
         self.inner.driver().prepare(commands)
+    }
+
+    fn inner(&self) -> Option<&Device> {
+        Some(&self.inner)
     }
 }

@@ -6,7 +6,7 @@ use super::schedule::{Injection, Schedule};
 use super::script::{Action, Call};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
-    Arg, Binding, BufferSlice, Command, CommandList, Device, Error, Event, Kernel, MemoryKind,
+    Arg, Binding, BufferSlice, Command, CommandList, Device, Error, ErrorKind, Event, Kernel, MemoryKind,
     RecordedCommand, RecordedRange, Result, Scalar,
 };
 use std::fmt;
@@ -19,6 +19,8 @@ const MOST_CORRUPTED_BYTES: u64 = 16;
 pub(super) struct FaultStream {
     device: Device,
     schedule: Arc<Schedule>,
+    /// Of the device that copies may come from too.
+    peer: Option<Arc<Schedule>>,
     inner: Box<dyn driver::Stream>,
     state: Mutex<State>,
 }
@@ -44,8 +46,13 @@ impl State {
 }
 
 impl FaultStream {
-    pub(super) fn new(device: Device, schedule: Arc<Schedule>, inner: Box<dyn driver::Stream>) -> Self {
-        Self { device, schedule, inner, state: Mutex::default() }
+    pub(super) fn new(
+        device: Device,
+        schedule: Arc<Schedule>,
+        peer: Option<Arc<Schedule>>,
+        inner: Box<dyn driver::Stream>,
+    ) -> Self {
+        Self { device, schedule, peer, inner, state: Mutex::default() }
     }
 
     /// Counts a call and carries it out.
@@ -120,6 +127,13 @@ impl FaultStream {
     }
 
     fn copy_now(&self, dst: &BufferSlice, src: &BufferSlice, corruption: Option<&Injection>) -> Result<()> {
+        let is_own = || src.buffer().device().is_same_opening(self.device.id());
+        if let Some(reason) = self.peer.as_ref().and_then(|peer| peer.lost()).filter(|_| !is_own()) {
+            // The other end of the link is gone, and the copy with it.
+            let error = Error::new(ErrorKind::Link, format!("the copy's source is lost: {reason}"));
+            self.state().poison(error, 0);
+            return Ok(());
+        }
         self.inner.copy(dst, src)?;
         match corruption {
             Some(injection) => self.corrupt_on_device(dst, injection),
@@ -248,10 +262,11 @@ impl driver::Stream for FaultStream {
     fn wait(&self, event: &Event) -> Result<()> {
         self.enqueue(Call::Wait, &"waiting for an event", 0, |_| {
             self.inner.wait(event)?;
-            let Some(own) = FaultEvent::of(event, &self.schedule) else { return Ok(()) };
+            let of_peer = || FaultEvent::of(event, self.peer.as_ref()?);
+            let Some(known) = FaultEvent::of(event, &self.schedule).or_else(of_peer) else { return Ok(()) };
             let mut state = self.state();
-            state.until = state.until.max(own.until);
-            if let Some(failure) = &own.failure {
+            state.until = state.until.max(known.until);
+            if let Some(failure) = &known.failure {
                 state.poison(failure.clone(), 0);
             }
             Ok(())

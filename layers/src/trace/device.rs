@@ -7,8 +7,8 @@ use crate::trace::steps::{self, Steps};
 use crate::trace::stream::TraceStream;
 use halite_hal::annotate::{self, Listener, Listening, Note};
 use halite_hal::{
-    Buffer, CommandList, Device, DeviceInfo, Health, Kernel, KernelSource, MemoryInfo, MemoryKind,
-    RecordedCommand, Result, driver,
+    Buffer, CommandList, Device, DeviceInfo, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, RecordedCommand, Result, driver,
 };
 use std::any::Any;
 use std::collections::HashMap;
@@ -58,6 +58,26 @@ impl TraceDevice {
         let shared =
             Arc::new(Shared { inner, log, detail, streams: AtomicU32::new(1), lists: Mutex::default() });
         Ok(Self { shared, _listening: listening })
+    }
+}
+
+impl TraceDevice {
+    /// A stream that was made since `begin`.
+    fn wrap(
+        &self,
+        begin: Instant,
+        inner: Box<dyn driver::Stream>,
+        peer: Option<&Device>,
+    ) -> Box<dyn driver::Stream> {
+        let number = self.shared.fresh_stream();
+        let stream = TraceStream::new(inner, self.shared.clone(), number);
+        self.shared.log.span("create stream", begin, |out| {
+            number_field(out, "stream", number.into());
+            if let Some(peer) = peer {
+                text_field(out, "peer", &peer.id().to_string());
+            }
+        });
+        Box::new(stream)
     }
 }
 
@@ -177,13 +197,25 @@ impl driver::Device for TraceDevice {
         Ok(buffer.attach(len_bytes, Box::new(Freed { len_bytes, log: log.clone() })))
     }
 
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        let begin = Instant::now();
+        let result = self.shared.inner.driver().import(memory);
+        // It is no memory of the device's, so it changes nothing in what is allocated.
+        self.shared.log.span("import", begin, |out| {
+            number_field(out, "bytes", memory.len_bytes() as u64);
+            failure(out, &result);
+        });
+        result
+    }
+
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
         let begin = Instant::now();
-        let inner = self.shared.inner.driver().create_stream()?;
-        let number = self.shared.fresh_stream();
-        let stream = TraceStream::new(inner, self.shared.clone(), number);
-        self.shared.log.span("create stream", begin, |out| number_field(out, "stream", number.into()));
-        Ok(Box::new(stream))
+        Ok(self.wrap(begin, self.shared.inner.driver().create_stream()?, None))
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        let begin = Instant::now();
+        Ok(self.wrap(begin, self.shared.inner.driver().create_peer_stream(peer)?, Some(peer)))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
@@ -203,6 +235,10 @@ impl driver::Device for TraceDevice {
 
     fn prepare(&self, commands: &[RecordedCommand]) -> Result<Option<Box<dyn Any + Send + Sync>>> {
         self.shared.inner.driver().prepare(commands)
+    }
+
+    fn inner(&self) -> Option<&Device> {
+        Some(&self.shared.inner)
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-/// The clocks of one device, and the table of kernel names.
+/// The clocks of a layer's devices, and the table of kernel names.
 #[derive(Default)]
 pub(super) struct Books {
     /// What the host has seen to be over. One for all threads: that work is over is a fact, whoever saw it.
@@ -16,7 +16,6 @@ pub(super) struct Books {
     /// Grows with `host`, so that streams learn of it only when there is news.
     host_version: u64,
     lanes: Vec<Lane>,
-    streams: u64,
     names: Vec<Arc<str>>,
     numbers: HashMap<Arc<str>, u32>,
     /// Bytes that should stay as they are until the work that reads them is over.
@@ -71,10 +70,8 @@ pub(super) enum Problem {
 }
 
 impl Books {
-    /// An entry for a new stream: its slot and its number.
-    pub(super) fn open(&mut self) -> (u32, u64) {
-        self.streams += 1;
-        let number = self.streams;
+    /// An entry for a new stream, which has this number on its device: its slot.
+    pub(super) fn open(&mut self, number: u64) -> u32 {
         let free = (0..self.lanes.len()).find(|&slot| {
             let lane = &self.lanes[slot];
             !lane.is_open && self.host.at(slot as u32) >= lane.epoch
@@ -87,7 +84,7 @@ impl Books {
             Some(old) => *old = lane,
             None => self.lanes.push(lane),
         }
-        (slot as u32, number)
+        slot as u32
     }
 
     pub(super) fn close(&mut self, slot: u32) {
@@ -216,16 +213,15 @@ mod tests {
     #[test]
     fn a_slot_is_taken_over_only_when_its_work_is_known_to_be_over() {
         let mut books = Books::default();
-        let (first, _) = books.open();
+        let first = books.open(1);
         books.enter(first, &Operation::default(), false);
         let reached = books.now(first);
         books.close(first);
-        let (second, number) = books.open();
+        let second = books.open(2);
         assert_ne!(second, first, "the first stream's work may still run");
-        assert_eq!(number, 2);
         assert!(books.learn(&reached).is_empty());
-        let (third, number) = books.open();
-        assert_eq!((third, number, books.stream_number(first)), (first, 3, 3));
+        let third = books.open(3);
+        assert_eq!((third, books.stream_number(first)), (first, 3));
         books.enter(third, &Operation::default(), false);
         assert_eq!(books.now(third).at(third), 2, "epochs go on");
     }

@@ -5,8 +5,8 @@ use super::state::State;
 use super::stream::ValidateStream;
 use super::zone;
 use halite_hal::{
-    Buffer, DeviceInfo, Error, ErrorKind, Health, Kernel, KernelSource, MemoryInfo, MemoryKind,
-    RecordedCommand, Result, driver,
+    Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
+    MemoryKind, RecordedCommand, Result, driver,
 };
 use std::any::Any;
 use std::sync::Arc;
@@ -91,10 +91,35 @@ impl driver::Device for ValidateDevice {
         Ok(memory.attach(len_bytes, Box::new(BufferMark(tracked))))
     }
 
+    fn import(&self, memory: &HostMemory) -> Result<Buffer> {
+        let state = &self.0;
+        state.enter("device.import")?;
+        let imported = state.pass(state.inner.driver().import(memory))?;
+        let len = imported.len_bytes();
+        let tracked = Tracked::new(state, imported.clone(), len, false);
+        let imported = imported.attach(len, Box::new(BufferMark(tracked)));
+        // The host has the address already, and its bytes count as written.
+        let _ = imported.host_pointer();
+        Ok(imported)
+    }
+
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {
         self.0.enter("device.create_stream")?;
         let inner = self.0.pass(self.0.inner.driver().create_stream())?;
-        Ok(Box::new(ValidateStream::new(&self.0, inner)))
+        Ok(Box::new(ValidateStream::new(&self.0, None, inner)))
+    }
+
+    fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
+        self.0.enter("device.create_peer_stream")?;
+        let known = peer.object::<Self>().map(|peer| &peer.0).filter(|peer| peer.is_beside(&self.0));
+        let Some(known) = known else {
+            return Err(Error::unsupported(format!(
+                "the layer 'validate' around {} is not this device's; open both from one registry",
+                peer.id()
+            )));
+        };
+        let inner = self.0.pass(self.0.inner.driver().create_peer_stream(peer))?;
+        Ok(Box::new(ValidateStream::new(&self.0, Some(known.clone()), inner)))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {
@@ -110,6 +135,10 @@ impl driver::Device for ValidateDevice {
 
     fn prepare(&self, commands: &[RecordedCommand]) -> Result<Option<Box<dyn Any + Send + Sync>>> {
         self.0.pass(self.0.inner.driver().prepare(commands))
+    }
+
+    fn inner(&self) -> Option<&Device> {
+        Some(&self.0.inner)
     }
 }
 

@@ -92,6 +92,10 @@ impl Tracked {
         lock(&self.shadow)
     }
 
+    pub(super) fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
     pub(super) fn memory(&self) -> &Buffer {
         &self.memory
     }

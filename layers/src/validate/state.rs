@@ -21,7 +21,10 @@ pub(super) struct State {
     pub(super) reporter: Reporter,
     pub(super) zones: Zones,
     pub(super) living: Mutex<Living>,
-    books: Mutex<Books>,
+    /// Of all devices of the layer: streams may wait for events of other devices.
+    books: Arc<Mutex<Books>>,
+    /// Streams so far.
+    streams: AtomicU64,
     /// Buffers that kernels were given to write since their zones were looked at.
     suspects: Mutex<Vec<Weak<Tracked>>>,
     /// The first reason, once the caller has been told.
@@ -31,7 +34,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(inner: Device, is_strict: bool, sink: Sink) -> Self {
+    pub(super) fn new(inner: Device, is_strict: bool, sink: Sink, books: Arc<Mutex<Books>>) -> Self {
         let reporter = Reporter::new(inner.id().clone(), sink);
         Self {
             inner,
@@ -39,7 +42,8 @@ impl State {
             reporter,
             zones: Zones::default(),
             living: Mutex::default(),
-            books: Mutex::default(),
+            books,
+            streams: AtomicU64::new(0),
             suspects: Mutex::default(),
             lost: OnceLock::new(),
             calls: AtomicU64::new(0),
@@ -86,6 +90,11 @@ impl State {
         result
     }
 
+    /// Whether both are of one layer, and so order their work by the same clocks.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.books, &other.books)
+    }
+
     pub(super) fn is_lost(&self) -> bool {
         self.lost.get().is_some()
     }
@@ -106,7 +115,8 @@ impl State {
     }
 
     pub(super) fn open_stream(&self) -> (u32, u64) {
-        lock(&self.books).open()
+        let number = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        (lock(&self.books).open(number), number)
     }
 
     pub(super) fn close_stream(&self, slot: u32) {
@@ -135,7 +145,7 @@ impl State {
     /// The host has seen that what `clock` covers is over.
     pub(super) fn learn(&self, clock: &Clock) {
         let due = lock(&self.books).learn(clock);
-        due.into_iter().for_each(|watch| self.look_again(watch));
+        due.into_iter().for_each(look_again);
     }
 
     /// Sums what the host might change while the operation is under way.
@@ -266,16 +276,18 @@ impl State {
             }
         }
     }
+}
 
-    /// Compares what the host may have changed with what it was.
-    fn look_again(&self, watch: Watch) {
-        let Watch { tracked, range, sum, deed, .. } = watch;
-        let Some(tracked) = tracked.upgrade() else { return };
-        if host::sum(tracked.memory(), &range).is_none_or(|now| now == sum) {
-            return;
-        }
-        let deed = deed_text(&lock(&self.books), deed);
-        self.reporter.report(Draft {
+/// Compares what the host may have changed with what it was.
+fn look_again(watch: Watch) {
+    let Watch { tracked, range, sum, deed, .. } = watch;
+    let Some(tracked) = tracked.upgrade() else { return };
+    if host::sum(tracked.memory(), &range).is_none_or(|now| now == sum) {
+        return;
+    }
+    let state = tracked.state();
+    let deed = deed_text(&lock(&state.books), deed);
+    state.reporter.report(Draft {
             kind: FindingKind::HostMemoryChanged,
             key: deed.clone(),
             object: tracked.object(),
@@ -287,8 +299,7 @@ impl State {
             origin: Some(tracked.origin().clone()),
             remedy: "wait for an event behind that work, or synchronize its stream, before changing the memory"
                 .to_owned(),
-        });
-    }
+    });
 }
 
 impl Use {

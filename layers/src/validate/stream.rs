@@ -15,6 +15,8 @@ use std::time::Duration;
 
 pub(super) struct ValidateStream {
     state: Arc<State>,
+    /// Of the device whose memory copies may read too, and whose events may be waited for.
+    peer: Option<Arc<State>>,
     inner: Box<dyn driver::Stream>,
     /// Its place in clocks.
     slot: u32,
@@ -22,10 +24,10 @@ pub(super) struct ValidateStream {
 }
 
 impl ValidateStream {
-    pub(super) fn new(state: &Arc<State>, inner: Box<dyn driver::Stream>) -> Self {
+    pub(super) fn new(state: &Arc<State>, peer: Option<Arc<State>>, inner: Box<dyn driver::Stream>) -> Self {
         let (slot, number) = state.open_stream();
         let life = Life::new(state, Object::Stream(number));
-        Self { state: state.clone(), inner, slot, _life: life }
+        Self { state: state.clone(), peer, inner, slot, _life: life }
     }
 
     /// Passes an operation on and enters it in the books. Where suspicions are refused, it is judged first.
@@ -85,8 +87,16 @@ impl ValidateStream {
         Err(self.refuse(FindingKind::OutOfRange, format!("{:?}", slice.buffer()), message, remedy))
     }
 
+    /// As [`own`](Self::own), of the stream's peer too.
+    fn source<'a>(&self, call: &str, slice: &'a BufferSlice) -> Result<&'a Arc<Tracked>> {
+        match (slice.buffer().object::<BufferMark>(), &self.peer) {
+            (Some(BufferMark(tracked)), Some(peer)) if tracked.belongs_to(peer) => Ok(tracked),
+            _ => self.own(call, "source", slice),
+        }
+    }
+
     fn copy_operation(&self, call: &str, dst: &BufferSlice, src: &BufferSlice) -> Result<Operation> {
-        let (to, from) = (self.own(call, "target", dst)?, self.own(call, "source", src)?);
+        let (to, from) = (self.own(call, "target", dst)?, self.source(call, src)?);
         let object = || format!("{:?} and {:?}", src.buffer(), dst.buffer());
         if dst.len_bytes() != src.len_bytes() {
             let (src, dst) = (src.len_bytes(), dst.len_bytes());
@@ -322,7 +332,10 @@ impl driver::Stream for ValidateStream {
     }
 
     fn wait(&self, event: &Event) -> Result<()> {
-        let watched = event.object::<WatchedEvent>().filter(|event| event.belongs_to(&self.state));
+        let is_known = |event: &&WatchedEvent| {
+            event.belongs_to(&self.state) || self.peer.as_ref().is_some_and(|peer| event.belongs_to(peer))
+        };
+        let watched = event.object::<WatchedEvent>().filter(is_known);
         let Some(watched) = watched else {
             let message =
                 "stream.wait for an event that no stream of this opening of the device recorded".to_owned();

@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod clean;
+mod peers;
 mod refused;
 mod reported;
 mod zones;

@@ -190,7 +190,7 @@ pub(crate) fn each_device(test: impl Fn(&Device)) {
 }
 
 /// Waits for other threads to make something true.
-pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");

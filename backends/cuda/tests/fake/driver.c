@@ -86,6 +86,7 @@ static const struct { int code; const char *name, *text; } codes[] = {
     {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {998, "CUDA_ERROR_OF_THE_FUTURE", "something new"},
 };
@@ -201,10 +202,11 @@ void context_fault(Context *context, int code) {
 typedef struct Memory {
     char *base;
     size_t size;
-    int device; /* -1 for the host's */
+    int device; /* -1 for the host's, REGISTERED for the caller's */
     bool ordered;
     struct Memory *next;
 } Memory;
+enum { REGISTERED = -2 };
 static Memory *memories;
 static size_t used[DEVICES ? DEVICES : 1];
 
@@ -229,7 +231,7 @@ static char *allocate(size_t size, int device, bool ordered) {
 static int release(char *base, bool of_host, bool ordered) {
     pthread_mutex_lock(&fake_lock);
     Memory **at = find(base, 1);
-    int code = at && (*at)->base == base && ((*at)->device < 0) == of_host && (*at)->ordered == ordered ? 0 : INVALID_VALUE;
+    int code = at && (*at)->base == base && ((*at)->device == -1) == of_host && (*at)->device != REGISTERED && (*at)->ordered == ordered ? 0 : INVALID_VALUE;
     if (!code) {
         Memory *memory = *at;
         *at = memory->next;
@@ -322,6 +324,35 @@ int cuMemHostGetDevicePointer_v2(uint64_t *address, void *host, unsigned flags) 
     ENTER(cuMemHostGetDevicePointer_v2);
     *address = (uint64_t)(uintptr_t)host;
     return flags;
+}
+
+int cuMemHostRegister_v2(void *host, size_t size, unsigned flags) {
+    ENTER(cuMemHostRegister_v2);
+    if (!size || flags != 3) return INVALID_VALUE;
+    pthread_mutex_lock(&fake_lock);
+    int code = find(host, 1) ? ALREADY_REGISTERED : 0;
+    if (!code) {
+        Memory *memory = malloc(sizeof *memory);
+        *memory = (Memory){host, size, REGISTERED, false, memories};
+        memories = memory;
+        fake_count("registered", 1);
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return code;
+}
+
+int cuMemHostUnregister(void *host) {
+    ENTER(cuMemHostUnregister);
+    pthread_mutex_lock(&fake_lock);
+    Memory **at = find(host, 1), *memory = at ? *at : NULL;
+    int code = memory && memory->base == host && memory->device == REGISTERED ? 0 : INVALID_VALUE;
+    if (!code) {
+        *at = memory->next;
+        free(memory);
+        fake_count("registered", -1);
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return code;
 }
 
 int cuMemFreeHost(void *host) {

@@ -42,6 +42,7 @@ enum {
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
+    ALREADY_REGISTERED = 712,
     LAUNCH_FAILED = 719,
 };
 

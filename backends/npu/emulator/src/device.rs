@@ -8,7 +8,7 @@ use halite_hal::plugin;
 use halite_npu_isa::{Pipe, verify};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub(crate) struct Device {
     pub(crate) counts: Counts,
     /// Length of each allocation by its address, which is its handle.
     allocations: RwLock<HashMap<u64, u64>>,
+    /// The devices that copies may come from, and whose events are waited for.
+    peers: Mutex<Vec<Weak<Device>>>,
     lost: OnceLock<Failure>,
     lose_after: Option<u64>,
     opened: Instant,
@@ -36,6 +38,7 @@ pub(crate) struct Counts {
     pub(crate) bytes_to_device: AtomicU64,
     pub(crate) bytes_to_host: AtomicU64,
     pub(crate) bytes_within: AtomicU64,
+    pub(crate) bytes_from_peers: AtomicU64,
     pub(crate) busy_ns: AtomicU64,
     work: Mutex<LaunchReport>,
 }
@@ -87,6 +90,7 @@ impl Device {
             queues: Queues::default(),
             counts: Counts::default(),
             allocations: RwLock::default(),
+            peers: Mutex::default(),
             lost: OnceLock::new(),
             lose_after: options.lose_after,
             opened: Instant::now(),
@@ -111,6 +115,17 @@ impl Device {
             // A panic of the worker has been reported by its queue; closing goes on.
             let _ = worker.join();
         }
+    }
+
+    pub(crate) fn enable_peer(&self, peer: &Arc<Self>) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|known| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), &**peer));
+        peers.push(Arc::downgrade(peer));
+    }
+
+    pub(crate) fn has_peer(&self, peer: &Self) -> bool {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.iter().any(|known| std::ptr::eq(known.as_ptr(), peer))
     }
 
     /// The loss, if the device is lost.
@@ -208,6 +223,7 @@ impl Device {
             ("copied.to_device".into(), "bytes", load(&counts.bytes_to_device)),
             ("copied.to_host".into(), "bytes", load(&counts.bytes_to_host)),
             ("copied.within".into(), "bytes", load(&counts.bytes_within)),
+            ("copied.from_peers".into(), "bytes", load(&counts.bytes_from_peers)),
             ("memory.used".into(), "bytes", memory.used() as f64),
             ("memory.peak".into(), "bytes", memory.peak() as f64),
             ("host.busy".into(), "share", (busy / self.opened.elapsed().as_secs_f64()).min(1.0)),

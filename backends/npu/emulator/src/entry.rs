@@ -83,6 +83,8 @@ static TABLE: LazyLock<Plugin> = LazyLock::new(|| {
     table.kernel_launch = Some(kernel_launch);
     table.kernel_info = Some(kernel_info);
     table.kernel_argument = Some(kernel_argument);
+    table.peer_enable = Some(peer_enable);
+    table.stream_copy_peer = Some(stream_copy_peer);
     table
 });
 
@@ -340,10 +342,10 @@ unsafe extern "C" fn stream_wait_event(stream: u64, event: u64, error: *mut Erro
         guard(error, || {
             let event = EVENTS.find(event)?;
             enqueue(stream, |device| {
-                if ptr::eq(device, &*event.device) {
+                if ptr::eq(device, &*event.device) || device.has_peer(&event.device) {
                     Ok(Command::Wait(event))
                 } else {
-                    Err(Failure::invalid("the event is of another device"))
+                    Err(Failure::invalid("the event is of another device, which is no enabled peer"))
                 }
             })
         })
@@ -744,6 +746,47 @@ unsafe extern "C" fn kernel_argument(
                 };
             }
             put_struct(out, &info)
+        })
+    }
+}
+
+unsafe extern "C" fn peer_enable(device: u64, peer: u64, error: *mut Error) -> Status {
+    // SAFETY: `error` is the interface's.
+    unsafe {
+        guard(error, || {
+            let (device, peer) = (DEVICES.find(device)?, DEVICES.find(peer)?);
+            device.check()?;
+            if Arc::ptr_eq(&device, &peer) {
+                return Err(Failure::invalid("a device is no peer of its own"));
+            }
+            device.enable_peer(&peer);
+            Ok(())
+        })
+    }
+}
+
+unsafe extern "C" fn stream_copy_peer(
+    stream: u64,
+    dst: u64,
+    dst_offset: u64,
+    peer: u64,
+    src: u64,
+    src_offset: u64,
+    length: u64,
+    error: *mut Error,
+) -> Status {
+    // SAFETY: `error` is the interface's.
+    unsafe {
+        guard(error, || {
+            let peer = DEVICES.find(peer)?;
+            enqueue(stream, |device| {
+                if !device.has_peer(&peer) {
+                    return Err(Failure::invalid("the source's device is no enabled peer of the stream's"));
+                }
+                let dst = device.address(dst, dst_offset, length)?;
+                let src = peer.address(src, src_offset, length)?;
+                Ok(Command::CopyPeer { dst, peer, src, len: length })
+            })
         })
     }
 }

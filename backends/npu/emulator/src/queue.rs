@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// One pattern's repetitions are written in pieces of at most this many bytes, a multiple of every pattern's length.
 const FILL_BYTES: usize = 64 << 10;
 
+/// What is between two devices at a time.
+const PEER_BYTES: usize = 1 << 20;
+
 /// Memory of the host that a copy in flight uses; the host keeps it until the copy is over.
 pub(crate) struct HostMemory {
     pointer: *mut u8,
@@ -51,6 +54,7 @@ pub(crate) enum Command {
     Write { dst: u64, src: HostMemory },
     Read { dst: HostMemory, src: u64 },
     Copy { dst: u64, src: u64, len: u64 },
+    CopyPeer { dst: u64, peer: Arc<Device>, src: u64, len: u64 },
     Fill { dst: u64, len: u64, pattern: Vec<u8> },
     Launch { program: Arc<Program>, kernel: Arc<str>, blocks: u32, args: Vec<Arg> },
     Builtin { builtin: Arc<Builtin>, addresses: Vec<u64> },
@@ -74,11 +78,13 @@ pub(crate) struct Event {
     pub(crate) device: Arc<Device>,
     /// Changes under the lock of the queues, so that whoever waits there misses nothing.
     progress: Mutex<Progress>,
+    /// Queues of other devices that wait for it.
+    elsewhere: Mutex<Vec<Queues>>,
 }
 
 impl Event {
     pub(crate) fn new(device: Arc<Device>) -> Self {
-        Self { device, progress: Mutex::default() }
+        Self { device, progress: Mutex::default(), elsewhere: Mutex::default() }
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -87,6 +93,21 @@ impl Event {
 
     fn set(&self, progress: Progress) {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    /// Lets queues of another device know when it is over.
+    fn watch(&self, queues: Queues) {
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(queues);
+    }
+
+    /// Wakes the other devices that wait for it. It is over, and no queue is locked: theirs will be.
+    fn wake_elsewhere(&self) {
+        let waiting = std::mem::take(&mut *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+        for queues in waiting {
+            // Under the lock, so that no worker is between its look at the event and its sleep.
+            drop(queues.lock());
+            queues.0.work.notify_all();
+        }
     }
 }
 
@@ -153,8 +174,13 @@ impl Queues {
         stream.device.check()?;
         let mut state = self.lock();
         let queue = queue_of(&mut state, stream)?;
-        if let Command::Record(event) = &command {
-            event.set(Progress::Pending);
+        match &command {
+            Command::Record(event) => event.set(Progress::Pending),
+            // Before the worker looks at it: what is over later, wakes it.
+            Command::Wait(event) if !std::ptr::eq(&*event.device, &*stream.device) => {
+                event.watch(self.clone())
+            }
+            _ => {}
         }
         queue.commands.push_back(command);
         queue.enqueued += 1;
@@ -236,13 +262,16 @@ impl Queues {
             let Some(device) = device.upgrade() else { return };
             let failure = state.queues.get(&id).and_then(|queue| queue.failure.clone());
             let failure = failure.or_else(|| device.check().err());
+            let mut recorded = None;
             let result = match (command, failure) {
                 (Command::Record(event), None) => {
                     event.set(Progress::Done(Instant::now()));
+                    recorded = Some(event);
                     Ok(())
                 }
                 (Command::Record(event), Some(failure)) => {
                     event.set(Progress::Failed(failure.clone()));
+                    recorded = Some(event);
                     Err(failure)
                 }
                 (_, Some(failure)) => Err(failure),
@@ -272,6 +301,9 @@ impl Queues {
             self.0.over.notify_all();
             // The last handle to the device may be this one, and closing joins this thread: not under the lock.
             drop(state);
+            if let Some(event) = recorded {
+                event.wake_elsewhere();
+            }
             drop(device);
             state = self.lock();
         }
@@ -338,6 +370,20 @@ fn execute(device: &Device, command: Command, half: bool) -> Result<()> {
             let len = if half { len / 2 } else { len };
             memory.copy(src, dst, len)?;
             counts.bytes_within.fetch_add(len, Relaxed);
+        }
+        Command::CopyPeer { dst, peer, src, len } => {
+            let lost = |failure: Failure| Failure::new(plugin::STATUS_LINK, failure.text);
+            let mut piece = vec![0; usize::try_from(len).map_or(PEER_BYTES, |len| len.min(PEER_BYTES))];
+            let len = if half { len / 2 } else { len };
+            let mut start = 0;
+            while start < len {
+                peer.check().map_err(lost)?;
+                let piece = &mut piece[..(len - start).min(PEER_BYTES as u64) as usize];
+                peer.emulator.memory().read(src + start, piece)?;
+                memory.write(dst + start, piece)?;
+                start += piece.len() as u64;
+            }
+            counts.bytes_from_peers.fetch_add(len, Relaxed);
         }
         Command::Fill { dst, len, pattern } => {
             let unit = pattern.len().max(1);

@@ -73,7 +73,7 @@ fn another_major_version_and_a_host_without_version_are_refused() {
     // SAFETY: as in `table`.
     let status = unsafe { halite_plugin_entry(&host(ABI_MAJOR + 1), &mut out, report.pass()) };
     assert_eq!(status, plugin::STATUS_ABI_MISMATCH);
-    assert!(report.text().contains("1.0") && report.text().contains("2.0"), "{}", report.text());
+    assert!(report.text().contains("1.1") && report.text().contains("2.0"), "{}", report.text());
     // SAFETY: as in `table`; null is the point of the test.
     let status = unsafe { halite_plugin_entry(ptr::null(), &mut out, report.pass()) };
     assert_eq!(status, plugin::STATUS_INVALID_ARGUMENT);

@@ -72,6 +72,10 @@ static halite_status bad_device_info(uint32_t index, uint32_t option_count, cons
         out->memory_kind_mask = (uint32_t)number;
     if (is("host_null") || is("host_misaligned") || is("host_same") || is("host_beyond"))
         out->memory_kind_mask = 7;
+    if (is("import_missing") || is("import_silent") || is("import_same"))
+        out->import_alignment_bytes = 64;
+    if (is("import_alignment"))
+        out->import_alignment_bytes = number;
     strcpy(out->program_format, "npu-program");
     if (is("info_too_far"))
         write_too_far(out, out->struct_size);
@@ -320,6 +324,30 @@ static void *log_for_ever(void *ignored) {
 
 static void log_at_exit(void) { the_host->log(1, "the process ends"); }
 
+static halite_status bad_import(halite_device device, void *pointer, uint64_t length, halite_memory *out,
+                                halite_error *error) {
+    static halite_memory first;
+    (void)device, (void)pointer, (void)length, (void)error;
+    if (is("import_same")) {
+        if (first == 0)
+            first = (halite_memory)(uintptr_t)calloc(1, 256);
+        *out = first;
+    }
+    return HALITE_STATUS_OK;
+}
+
+static halite_status bad_peer_enable(halite_device device, halite_device peer, halite_error *error) {
+    (void)device, (void)peer, (void)error;
+    return HALITE_STATUS_OK;
+}
+
+static halite_status bad_copy_peer(halite_stream stream, halite_memory dst, uint64_t dst_offset, halite_device peer,
+                                   halite_memory src, uint64_t src_offset, uint64_t length, halite_error *error) {
+    (void)stream, (void)dst, (void)dst_offset, (void)peer, (void)src, (void)src_offset, (void)length;
+    memset(error->text, 'p', (size_t)error->text_capacity);
+    return (halite_status)(int64_t)number;
+}
+
 halite_status halite_plugin_entry(const halite_host *host, const halite_plugin **out, halite_error *error);
 
 HALITE_PLUGIN_EXPORT halite_status halite_plugin_entry(const halite_host *host, const halite_plugin **out,
@@ -354,6 +382,12 @@ HALITE_PLUGIN_EXPORT halite_status halite_plugin_entry(const halite_host *host, 
     table.kernel_launch = kernel_launch;
     table.kernel_info = kernel_info;
     table.kernel_argument = kernel_argument;
+    if (!is("import_missing"))
+        table.memory_import = bad_import;
+    if (is("half_peer") || is("peer_status"))
+        table.peer_enable = bad_peer_enable;
+    if (is("peer_status"))
+        table.stream_copy_peer = bad_copy_peer;
     if (is("size"))
         table.struct_size = number;
     if (is("major"))

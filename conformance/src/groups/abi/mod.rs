@@ -38,7 +38,7 @@ const TIER_1: [&str; 20] = [
     "event_query",
 ];
 /// Functions that a plugin may lack.
-const OPTIONAL: [&str; 7] = [
+const OPTIONAL: [&str; 10] = [
     "event_elapsed",
     "stream_reset",
     "device_health",
@@ -46,6 +46,9 @@ const OPTIONAL: [&str; 7] = [
     "get_extension",
     "kernel_info",
     "kernel_argument",
+    "memory_import",
+    "peer_enable",
+    "stream_copy_peer",
 ];
 const BUILTINS: [&str; 4] = ["builtin_validate", "builtin_prepare", "builtin_release", "builtin_enqueue"];
 const PROGRAMS: [&str; 4] = ["program_load", "program_unload", "kernel_find", "kernel_launch"];
