@@ -57,6 +57,7 @@ impl From<std::io::Error> for Stop {
 }
 
 fn main() -> ExitCode {
+    halite::cli::start_log();
     let cli = halite::cli::parse();
     let outcome = dispatch(cli);
     ExitCode::from(outcome.unwrap_or_else(|stop| {
@@ -240,7 +241,7 @@ fn conformance(session: &Session, args: &ConformanceArgs) -> Result<u8, Stop> {
         // A plugin that was named is what is to be tested.
         requested = ids.iter().filter(|id| id.starts_with("npu:")).cloned().collect();
     }
-    let mut progress = ConformanceProgress::new();
+    let mut progress = ConformanceProgress::new(args.verbose);
     let mut reports = Vec::new();
     for position in select_devices(&requested, &ids, &unavailable(&found))? {
         let target = halite::conformance::target(session, &ids[position], args.program.as_deref())?;

@@ -4,7 +4,7 @@ use crate::outcome::{Outcome, Stop, failed, skipped, unsupported};
 use crate::program::{Format, TestKernel};
 use crate::random::Random;
 use crate::target::{PluginAccess, Target};
-use halite_hal::builtin::BuiltinOp;
+use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::{
     Arg, Buffer, BufferSlice, Device, DeviceInfo, ErrorKind, Event, Kernel, KernelSource, MemoryKind, Result,
     Scalar, Stream, as_bytes, from_bytes,
@@ -24,6 +24,18 @@ pub(crate) struct Shared {
     pub(crate) spin: OnceLock<f64>,
     /// Fills of [`FILL_BYTES`] that take a millisecond.
     pub(crate) fills: OnceLock<f64>,
+}
+
+/// A launch that is accepted, and fails as enqueued work.
+pub(crate) struct Failing {
+    kernel: Kernel,
+    args: Vec<Arg>,
+}
+
+impl Failing {
+    pub(crate) fn launch(&self, stream: &Stream) -> Result<()> {
+        stream.launch(&self.kernel, [1, 1, 1], &self.args)
+    }
 }
 
 /// The device under test, and what tests do with it.
@@ -139,6 +151,37 @@ impl Context {
                 Err(skipped(format!("the test program has no kernel {}: {error}", kernel.name())))
             }
             (loaded, _) => Ok(loaded?),
+        }
+    }
+
+    /// Something to launch that is accepted and fails as work; a device that has nothing of the kind leaves the test out.
+    pub(crate) fn failing(&self) -> Result<Failing, Stop> {
+        let reason = match self.kernel(TestKernel::Fail) {
+            Ok(kernel) => return Ok(Failing { kernel, args: Vec::new() }),
+            Err(failure @ Stop::Failed(_)) => return Err(failure),
+            Err(reason) => reason,
+        };
+        let Some(dtype) = self.info().dtypes.first().filter(|_| self.info().accepts("builtin")) else {
+            return Err(reason);
+        };
+        let op = BuiltinOp::new(BuiltinKind::Fault, vec![OperandDesc::contiguous(*dtype, &[4])])?;
+        match self.device.load(&KernelSource::Builtin(op)) {
+            Err(error) if *error.kind() == ErrorKind::Unsupported => Err(match reason {
+                Stop::Unsupported(_) => unsupported(
+                    "nothing fails on request: the device takes no programs, and has no built-in 'fault'",
+                ),
+                reason => reason,
+            }),
+            kernel => {
+                let (kernel, out) = (kernel?, self.buffer(4 * dtype.size())?);
+                let mut args = vec![out.into()];
+                if kernel.workspace_bytes() > 0 {
+                    args.push(
+                        self.device.allocate(kernel.workspace_bytes(), MemoryKind::Device)?.all().into(),
+                    );
+                }
+                Ok(Failing { kernel, args })
+            }
         }
     }
 

@@ -89,7 +89,7 @@ pub fn run(target: &Target, options: &Options, progress: &mut dyn FnMut(Progress
     }
     let device = target.open()?;
     let info = device.info().clone();
-    let shared = Arc::new(Shared { spin: OnceLock::new() });
+    let shared = Arc::new(Shared { spin: OnceLock::new(), fills: OnceLock::new() });
     let mut runner = Runner { target: Arc::new(target.clone()), options, shared, device: Some(device) };
     let mut results = Vec::with_capacity(tests.len());
     for (done, test) in tests.iter().enumerate() {

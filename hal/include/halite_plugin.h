@@ -132,11 +132,12 @@ typedef struct halite_host {
     uint32_t abi_major;
     uint32_t abi_minor;
     /* Passes a line to the host's log, at any time and from any thread; may be NULL. Level: 1 error, 2 warning,
-     * 3 information, 4 debug, 5 trace. */
+     * 3 information, 4 debug, 5 trace. The program `halite` shows errors and warnings, and what HALITE_LOG names. */
     void (*log)(uint32_t level, const char *text);
 } halite_host;
 
-/* An option for opening a device, such as machine = FILE. An unknown key is HALITE_STATUS_INVALID_ARGUMENT, with
+/* An option for opening a device, such as machine = FILE. Users give options of all plugins' devices in
+ * HALITE_NPU_OPTIONS=key=value,key=value. An unknown key is HALITE_STATUS_INVALID_ARGUMENT, with
  * the key and those that are known in the text. */
 typedef struct halite_option {
     uint64_t struct_size;
@@ -193,9 +194,11 @@ typedef struct halite_range {
     uint64_t length;
 } halite_range;
 
-/* A dense operand of a built-in. Strides count elements; 0 repeats, negative ones walk backwards. Rank 0 is one
- * element. Element (i, j, ...) lies at byte range.offset + (i * strides[0] + j * strides[1] + ...) * size. Every
- * element lies inside of the range that the operand gets; where one would not, builtin_enqueue refuses. */
+/* A dense operand of a built-in. Strides count elements; 0 repeats. Rank 0 is one element. Element (i, j, ...) lies at
+ * byte range.offset + (i * strides[0] + j * strides[1] + ...) * size, which need not be a multiple of its size unless
+ * offset_alignment_bytes says so. Every element lies inside of the range that the operand gets; where one would not,
+ * builtin_enqueue refuses. So does it with a negative stride over an extent above 1, which would leave the range at its
+ * front (builtin_validate may refuse it already). */
 typedef struct halite_operand {
     uint64_t struct_size;
     uint32_t dtype;
@@ -217,6 +220,12 @@ typedef struct halite_attribute {
  *   fill    out              every element = the low bits of attribute value_bits
  *   add     lhs, rhs, out    shapes and types agree; integers wrap, f16 and bf16 round once
  *   matmul  lhs, rhs, out    out[.., m, n] = sum over k of lhs[.., m, k] * rhs[.., k, n]; zeros for k = 0
+ *   fault   out              is accepted, and fails with HALITE_STATUS_FAULT as enqueued work; writes nothing. For tests
+ *
+ * Names are those of this list, in which every version may append; a plugin lacks what it does not know. Claiming a
+ * type in dtype_mask obliges to no built-in of it, and add of bool is none. Attributes that a plugin does not know make
+ * the operation UNSUPPORTED. Elements of the written operand lie apart, and it shares memory with a read one only where
+ * both have the same range and layout; the caller sees to that.
  */
 typedef struct halite_builtin_desc {
     uint64_t struct_size;
@@ -280,7 +289,8 @@ typedef struct halite_plugin {
 
     /* Tier 1: devices. */
 
-    /* How many devices are there now; 0 is legal. They are numbered from 0. */
+    /* How many devices are there now; 0 is legal. They are numbered from 0; beyond, the others answer UNAVAILABLE or
+     * INVALID_ARGUMENT. */
     halite_status (*device_count)(uint32_t *out, halite_error *error);
     /* Describes a device as it will be when opened with these options. */
     halite_status (*device_info)(uint32_t index, uint32_t option_count, const halite_option *const *options,
@@ -294,13 +304,16 @@ typedef struct halite_plugin {
     /* Tier 1: memory. */
 
     /* Allocates at least 1 byte, aligned to 64 and to offset_alignment_bytes. The contents are zeros or stale data
-     * of this process. For kinds other than DEVICE, *host_pointer is set to the host's address of it. */
+     * of this process. For kinds other than DEVICE, *host_pointer is set to the host's address of it. Kinds that are
+     * not claimed are UNSUPPORTED. Whatever a kind takes of the device's memory counts in memory_info, and sizes may be
+     * rounded up there. */
     halite_status (*memory_alloc)(halite_device device, uint32_t kind, uint64_t length, halite_memory *out,
                                   void **host_pointer, halite_error *error);
     void (*memory_free)(halite_device device, halite_memory memory);
     halite_status (*memory_info)(halite_device device, halite_memory_info *out, halite_error *error);
 
-    /* Tier 1: streams. Ranges lie inside their memory, are not empty, and need no alignment. */
+    /* Tier 1: streams. The host has checked that handles are alive and of one device, that ranges lie inside their memory,
+     * are not empty and do not overlap, and that lengths agree; they need no alignment. */
 
     halite_status (*stream_create)(halite_device device, halite_stream *out, halite_error *error);
     /* Gives an idle stream back. */
@@ -325,7 +338,7 @@ typedef struct halite_plugin {
     halite_status (*stream_synchronize)(halite_stream stream, uint64_t timeout_ns, halite_completion *out,
                                         halite_error *error);
 
-    /* Tier 1: events. The host records each once, at most one stream_record per event. */
+    /* Tier 1: events. The host records each at most once, and asks and waits for recorded ones alone. */
 
     halite_status (*event_create)(halite_device device, halite_event *out, halite_error *error);
     /* Gives an event back, which may be pending still. */
@@ -343,7 +356,8 @@ typedef struct halite_plugin {
     /* Device time between two events that are over; 0 in the other order. */
     halite_status (*event_elapsed)(halite_event earlier, halite_event later, uint64_t *nanoseconds,
                                    halite_error *error);
-    /* Forgets the failure of a stream, which is idle. Without it, the host makes a new stream. */
+    /* Forgets the failure of a stream whose work has been reported over, by stream_synchronize or by an event behind it.
+     * A thread of the plugin may still be on its way out of that work. Without it, the host makes a new stream. */
     halite_status (*stream_reset)(halite_stream stream, halite_error *error);
     /* OK, or DEVICE_LOST with the reason. */
     halite_status (*device_health)(halite_device device, halite_error *error);
@@ -356,7 +370,8 @@ typedef struct halite_plugin {
 
     /* Tier 2a: built-in operations. */
 
-    /* OK if builtin_prepare would succeed, UNSUPPORTED with the reason if not. */
+    /* What builtin_prepare would answer: OK; INVALID_ARGUMENT for what no device could run (a wrong number of operands,
+     * shapes or types that do not go together, a missing attribute); UNSUPPORTED with the reason for the rest. */
     halite_status (*builtin_validate)(halite_device device, const halite_builtin_desc *desc, halite_error *error);
     /* Makes an operation ready. *workspace_bytes is the scratch memory that each enqueued run needs for itself. */
     halite_status (*builtin_prepare)(halite_device device, const halite_builtin_desc *desc, halite_builtin *out,

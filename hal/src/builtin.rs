@@ -78,6 +78,9 @@ pub enum BuiltinKind {
         /// Whether operands of f32 may be rounded to TF32, whose significands have 11 bits, before they are multiplied.
         allow_tf32: bool,
     },
+    /// Fails: the launch is accepted, and its work ends as a `Fault` that writes nothing. For tests of what comes behind.
+    /// Operands: out.
+    Fault,
 }
 
 impl BuiltinKind {
@@ -89,13 +92,14 @@ impl BuiltinKind {
             Self::Add => "add",
             Self::MatMul => "matmul",
             Self::FusedMatMul { .. } => "fused_matmul",
+            Self::Fault => "fault",
         }
     }
 
     /// Operands in all; the last one is written, the others are read.
     pub fn operand_count(self) -> usize {
         match self {
-            Self::Fill { .. } => 1,
+            Self::Fill { .. } | Self::Fault => 1,
             Self::Copy => 2,
             Self::Add | Self::MatMul => 3,
             Self::FusedMatMul { bias, .. } => 3 + usize::from(bias),

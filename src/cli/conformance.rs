@@ -46,6 +46,10 @@ pub struct ConformanceArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+
+    /// Write the name of each test to stderr before it runs: the last one is where a plugin took the process down
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 impl ConformanceArgs {
@@ -76,22 +80,27 @@ impl ConformanceArgs {
 #[derive(Debug)]
 pub struct ConformanceProgress {
     bar: Option<ProgressBar>,
+    is_verbose: bool,
     device: String,
 }
 
 impl ConformanceProgress {
-    /// Progress on stderr.
-    pub fn new() -> Self {
-        let bar = console::Term::stderr().is_term().then(|| {
+    /// Progress on stderr; a line for each test if it is to be `verbose`.
+    pub fn new(verbose: bool) -> Self {
+        let bar = (!verbose && console::Term::stderr().is_term()).then(|| {
             let style = ProgressStyle::with_template("  {prefix:.bold} {bar:24} {pos}/{len}  {wide_msg}")
                 .expect("the template is valid");
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
         });
-        Self { bar, device: String::new() }
+        Self { bar, is_verbose: verbose, device: String::new() }
     }
 
     /// Shows what is about to run.
     pub fn show(&mut self, device: &str, at: Progress<'_>) {
+        if self.is_verbose {
+            eprintln!("{device} {}/{} {}", at.done + 1, at.total, at.test);
+            return;
+        }
         match &self.bar {
             Some(bar) => {
                 bar.set_length(at.total as u64);
@@ -113,12 +122,6 @@ impl ConformanceProgress {
             bar.finish_and_clear();
             bar.reset();
         }
-    }
-}
-
-impl Default for ConformanceProgress {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -117,6 +117,16 @@ pub enum UsageError {
     },
 }
 
+/// The environment variable that says what of the log is shown: `debug`, `halite_npu=trace`.
+pub const LOG_VARIABLE: &str = "HALITE_LOG";
+
+/// Shows errors and warnings of backends and plugins on standard error, or what [`LOG_VARIABLE`] asks for. Once.
+pub fn start_log() {
+    let asked = env_logger::Env::new().filter_or(LOG_VARIABLE, "warn");
+    // Somebody else's logger stays.
+    let _ = env_logger::Builder::from_env(asked).format_target(false).try_init();
+}
+
 /// Reads this process's command line; prints help, version or a one-line error and ends the program
 /// where there is nothing to run.
 pub fn parse() -> Cli {

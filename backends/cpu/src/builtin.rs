@@ -31,7 +31,7 @@ pub(crate) fn kernel(op: &BuiltinOp) -> Result<(NativeKernel, BuiltinShape)> {
     let dtype = op.operands[op.operands.len() - 1].dtype;
     let body = body(op.kind, dtype).ok_or_else(|| {
         let message = format!(
-            "built-in '{}' of {dtype}; the cpu backend has copy, fill, and add of numbers",
+            "built-in '{}' of {dtype}; the cpu backend has copy, fill, fault, and add of numbers",
             op.name()
         );
         Error::unsupported(message)
@@ -76,6 +76,7 @@ fn body(kind: BuiltinKind, dtype: DType) -> Option<Body> {
             DType::F64 => add(|lhs: f64, rhs: f64| lhs + rhs),
             _ => return None,
         },
+        BuiltinKind::Fault => Box::new(|_, _| Err("the built-in fault ran, which fails".into())),
         _ => return None,
     })
 }

@@ -1,8 +1,8 @@
-/* A complete Halite plugin in C99, to learn from and to start from: tier 1, and the built-ins copy, fill and add.
+/* A complete Halite plugin in C99, to learn from and to start from: tier 1, and the built-ins copy, fill, add, fault.
  *
  * Its one device is a part of the host: device memory is host memory, and a stream does its work inside of the call
  * that enqueues it, so nothing is ever pending; docs/writing-a-plugin.md leads to this file and says what changes with
- * a queue. Work fails here on request alone: the option fail_after=N lets the N-th piece of a stream's work fail. */
+ * a queue. Work fails here on request alone: by the built-in fault. */
 #define _POSIX_C_SOURCE 200809L
 #include "halite_plugin.h"
 
@@ -24,17 +24,14 @@ static const uint8_t element_size[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8}; /
 typedef struct {
     pthread_mutex_t lock; /* guards used_bytes: calls come from several threads at once */
     uint64_t used_bytes;
-    uint64_t fail_after; /* the option; 0 for never */
 } device;
 typedef struct { uint64_t length; uint8_t *bytes; } memory; /* imported bytes are the host's: length 0, not counted */
 typedef struct {
-    device *device;
-    uint64_t started;      /* pieces of work so far */
     halite_status failure; /* the first one; what comes behind it is skipped */
 } stream;
 typedef struct { halite_status failure; uint64_t time_ns; } event; /* the stream's, when the event was recorded */
 typedef struct {
-    char name; /* 'c'opy, 'f'ill or 'a'dd */
+    char name; /* 'c'opy, 'f'ill, 'a'dd or '!' for fault */
     uint32_t dtype, operands;
     int rank, empty;
     uint64_t bits, shape[MAX_RANK];
@@ -62,26 +59,19 @@ static halite_status device_count(uint32_t *out, halite_error *error) {
     return HALITE_STATUS_OK;
 }
 
-static halite_status read_options(uint32_t index, uint32_t count, const halite_option *const *options,
-                                  uint64_t *fail_after, halite_error *error) {
-    char *end;
-    *fail_after = 0;
+static halite_status check_open(uint32_t index, uint32_t count, const halite_option *const *options,
+                                halite_error *error) {
     if (index != 0)
         return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "there is device 0 alone");
-    for (uint32_t i = 0; i < count; ++i) {
-        *fail_after = strtoull(options[i]->value, &end, 10);
-        if (strcmp(options[i]->key, "fail_after") != 0 || *fail_after == 0 || *end != '\0') {
-            snprintf(error->text, (size_t)error->text_capacity, "no option is %s=%s; there is fail_after, from 1 on",
-                     options[i]->key, options[i]->value);
-            return HALITE_STATUS_INVALID_ARGUMENT;
-        }
-    }
-    return HALITE_STATUS_OK;
+    if (count == 0)
+        return HALITE_STATUS_OK;
+    snprintf(error->text, (size_t)error->text_capacity, "no option is '%s'; this device has none", options[0]->key);
+    return HALITE_STATUS_INVALID_ARGUMENT;
 }
 
 static halite_status device_info(uint32_t index, uint32_t option_count, const halite_option *const *options,
                                  halite_device_info *out, halite_error *error) {
-    halite_status status = read_options(index, option_count, options, &(uint64_t){0}, error);
+    halite_status status = check_open(index, option_count, options, error);
     const halite_device_info info = {
         .struct_size = out->struct_size, /* stays as the host has set it */
         .name = "Halite example device", .vendor = "Halite", .driver_version = "1.0",
@@ -98,12 +88,9 @@ static halite_status device_info(uint32_t index, uint32_t option_count, const ha
 
 static halite_status device_open(uint32_t index, uint32_t option_count, const halite_option *const *options,
                                  halite_device *out, halite_error *error) {
-    uint64_t fail_after;
-    halite_status status = read_options(index, option_count, options, &fail_after, error);
-    if (status == HALITE_STATUS_OK && (status = make(sizeof(device), out, error)) == HALITE_STATUS_OK) {
+    halite_status status = check_open(index, option_count, options, error);
+    if (status == HALITE_STATUS_OK && (status = make(sizeof(device), out, error)) == HALITE_STATUS_OK)
         pthread_mutex_init(&AS(device, *out)->lock, NULL);
-        AS(device, *out)->fail_after = fail_after;
-    }
     return status;
 }
 
@@ -168,26 +155,20 @@ static uint8_t *at(halite_memory block, uint64_t offset) { return AS(memory, blo
 
 /* Streams. */
 static halite_status stream_create(halite_device handle, halite_stream *out, halite_error *error) {
-    halite_status status = make(sizeof(stream), out, error);
-    if (status == HALITE_STATUS_OK)
-        AS(stream, *out)->device = AS(device, handle);
-    return status;
+    (void)handle;
+    return make(sizeof(stream), out, error);
 }
 
 static void stream_destroy(halite_stream handle) { free(AS(stream, handle)); }
 
-/* Whether the next piece of work runs: not behind a failure, and not if it is the one that is to fail. The host never
- * enqueues on one stream from two threads at once, so this needs no lock. */
-static int starts(stream *s) {
-    if (s->failure == HALITE_STATUS_OK && ++s->started == s->device->fail_after)
-        s->failure = HALITE_STATUS_FAULT;
-    return s->failure == HALITE_STATUS_OK;
-}
+/* Whether the next piece of work runs: not behind a failure. The host never enqueues on one stream from two threads at
+ * once, so this needs no lock. */
+static int runs(const stream *s) { return s->failure == HALITE_STATUS_OK; }
 
 static halite_status stream_write(halite_stream handle, halite_memory dst, uint64_t dst_offset, const void *src,
                                   uint64_t length, halite_error *error) {
     (void)error; /* the call succeeds also where the work fails: that is for the event behind it to say */
-    if (starts(AS(stream, handle)))
+    if (runs(AS(stream, handle)))
         memcpy(at(dst, dst_offset), src, (size_t)length);
     return HALITE_STATUS_OK;
 }
@@ -195,7 +176,7 @@ static halite_status stream_write(halite_stream handle, halite_memory dst, uint6
 static halite_status stream_read(halite_stream handle, void *dst, halite_memory src, uint64_t src_offset,
                                  uint64_t length, halite_error *error) {
     (void)error;
-    if (starts(AS(stream, handle)))
+    if (runs(AS(stream, handle)))
         memcpy(dst, at(src, src_offset), (size_t)length);
     return HALITE_STATUS_OK;
 }
@@ -205,10 +186,22 @@ static halite_status stream_copy(halite_stream handle, halite_memory dst, uint64
     return stream_write(handle, dst, dst_offset, at(src, src_offset), length, error);
 }
 
+/* Every device's memory is the host's, and nothing is ever pending, so each may read the others'. */
+static halite_status peer_enable(halite_device handle, halite_device peer, halite_error *error) {
+    (void)handle, (void)peer, (void)error;
+    return HALITE_STATUS_OK;
+}
+
+static halite_status stream_copy_peer(halite_stream handle, halite_memory dst, uint64_t dst_offset, halite_device peer,
+                                      halite_memory src, uint64_t src_offset, uint64_t length, halite_error *error) {
+    (void)peer;
+    return stream_copy(handle, dst, dst_offset, src, src_offset, length, error);
+}
+
 static halite_status stream_fill(halite_stream handle, halite_memory dst, uint64_t dst_offset, uint64_t length,
                                  const uint8_t *pattern, uint32_t pattern_length, halite_error *error) {
     (void)error;
-    if (starts(AS(stream, handle)))
+    if (runs(AS(stream, handle)))
         for (uint64_t i = 0; i < length; i += pattern_length)
             memcpy(at(dst, dst_offset + i), pattern, pattern_length);
     return HALITE_STATUS_OK;
@@ -227,7 +220,7 @@ static halite_status report(halite_status failure, halite_completion *out, halit
     out->state = failure == HALITE_STATUS_OK ? HALITE_COMPLETION_DONE : HALITE_COMPLETION_FAILED;
     out->status = failure;
     if (failure != HALITE_STATUS_OK)
-        fail(error, failure, "this piece of work failed as the option fail_after asks");
+        fail(error, failure, "the built-in fault ran, which fails");
     return HALITE_STATUS_OK;
 }
 
@@ -274,16 +267,17 @@ static halite_status event_elapsed(halite_event earlier, halite_event later, uin
 
 /* Built-ins. Of a description, what no device could do is invalid, and what is beyond this one is unsupported. */
 static halite_status describe(const halite_builtin_desc *desc, builtin *b, halite_error *error) {
-    const char *const names[] = {"fill", "copy", "add"}; /* sorted by their number of operands */
+    const struct { const char *name; uint32_t operands; char letter; } known[] = {
+        {"fill", 1, 'f'}, {"copy", 2, 'c'}, {"add", 3, 'a'}, {"fault", 1, '!'}};
     const halite_operand *first;
     memset(b, 0, sizeof *b);
-    while (b->operands < 3 && strcmp(desc->name, names[b->operands]) != 0)
-        b->operands += 1;
-    if (b->operands == 3)
-        return fail(error, HALITE_STATUS_UNSUPPORTED, "the built-ins are copy, fill and add");
-    b->name = names[b->operands++][0];
+    for (size_t i = 0; i < sizeof known / sizeof *known; ++i)
+        if (strcmp(desc->name, known[i].name) == 0)
+            b->name = known[i].letter, b->operands = known[i].operands;
+    if (b->name == 0)
+        return fail(error, HALITE_STATUS_UNSUPPORTED, "the built-ins are copy, fill, add and fault");
     if (desc->operand_count != b->operands)
-        return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "fill takes 1 operand, copy 2, add 3");
+        return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "fill and fault take 1 operand, copy 2, add 3");
     first = desc->operands[0];
     if (first->dtype > HALITE_DTYPE_F64 || (DTYPES >> first->dtype & 1) == 0 || first->rank > MAX_RANK)
         return fail(error, HALITE_STATUS_UNSUPPORTED, "no f16, no bf16, and at most 16 axes");
@@ -372,7 +366,9 @@ static halite_status builtin_enqueue(halite_stream handle, halite_builtin prepar
             return fail(error, HALITE_STATUS_INVALID_ARGUMENT, "a range is shorter than the layout of its operand");
         p[i] = at(ranges[i]->memory, ranges[i]->offset);
     }
-    if (starts(AS(stream, handle)) && !b->empty)
+    if (runs(AS(stream, handle)) && b->name == '!')
+        AS(stream, handle)->failure = HALITE_STATUS_FAULT;
+    else if (runs(AS(stream, handle)) && !b->empty)
         walk(b, 0, p);
     return HALITE_STATUS_OK;
 }
@@ -389,6 +385,7 @@ static const halite_plugin table = {
     .event_destroy = event_destroy, .event_record = event_record, .event_wait = event_wait, .event_query = event_query,
     .event_elapsed = event_elapsed, .builtin_validate = builtin_validate, .builtin_prepare = builtin_prepare,
     .builtin_release = builtin_release, .builtin_enqueue = builtin_enqueue,
+    .peer_enable = peer_enable, .stream_copy_peer = stream_copy_peer,
 };
 
 halite_status halite_plugin_entry(const halite_host *host, const halite_plugin **out, halite_error *error) {

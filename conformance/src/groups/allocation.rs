@@ -464,7 +464,9 @@ fn full(tests: &mut Tests) {
             let limits = device.info();
             let half = (limits.memory_bytes / 8 * 5).min(limits.limits.max_allocation_bytes);
             if half * 2 <= limits.memory_bytes {
-                return Err(skipped("two of the largest allocations fit the device's memory"));
+                return Err(skipped(
+                    "two of the largest allocations fit the device's memory; it takes a largest one above half of it",
+                ));
             }
             for value in 0..6u8 {
                 let buffer = match device.allocate(half, MemoryKind::Device) {

@@ -2,10 +2,9 @@
 
 use super::Tests;
 use super::order::after;
-use crate::context::{Context, PATIENCE, eventually, holds};
+use crate::context::{Context, Failing, PATIENCE, eventually, holds};
 use crate::outcome::{Outcome, Stop};
-use crate::program::TestKernel;
-use halite_hal::{CommandListBuilder, ErrorKind, Health, Kernel, RecordedCommand, RecordedRange, Stream};
+use halite_hal::{CommandListBuilder, ErrorKind, Health, RecordedCommand, RecordedRange, Stream};
 use std::time::Duration;
 
 pub(super) fn tests(tests: &mut Tests) {
@@ -16,12 +15,12 @@ pub(super) fn tests(tests: &mut Tests) {
     refusals(tests);
 }
 
-fn failing(context: &Context) -> Result<Kernel, Stop> {
-    context.kernel(TestKernel::Fail)
+fn failing(context: &Context) -> Result<Failing, Stop> {
+    context.failing()
 }
 
-fn fail(stream: &Stream, kernel: &Kernel) -> halite_hal::Result<()> {
-    stream.launch(kernel, [1, 1, 1], &[])
+fn fail(stream: &Stream, failing: &Failing) -> halite_hal::Result<()> {
+    failing.launch(stream)
 }
 
 /// A stream whose work has failed, and is known to have.

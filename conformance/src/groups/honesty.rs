@@ -159,7 +159,11 @@ pub(super) fn tests(tests: &mut Tests) {
             let half = context.info().limits.max_allocation_bytes / 2;
             let free = context.device().memory()?.free_bytes;
             if half > free / 4 || half > context.fill_limit_bytes {
-                return Err(crate::outcome::skipped("half of the largest allocation is too much to try"));
+                let most = context.fill_limit_bytes.min(free / 4);
+                return Err(crate::outcome::skipped(format!(
+                    "half of the largest allocation is {half} bytes, and at most {most} are tried: a quarter of what is \
+                     free, and no more than the suite fills"
+                )));
             }
             let buffer = context.device().allocate(half, MemoryKind::Device)?;
             ensure_eq!(buffer.len_bytes(), half, "the length");

@@ -365,14 +365,14 @@ fn failures(tests: &mut Tests) {
         "a stream that waits for a failed event of its peer fails the same way",
         |context| {
             let pair = pair(context)?;
-            let fail = context.kernel(TestKernel::Fail)?;
+            let failing = context.failing()?;
             let back = match pair.peer.create_peer_stream(context.device()) {
                 Err(error) if *error.kind() == ErrorKind::Unsupported => {
                     return Err(unsupported(format!("no link leads back: {}", error.message())));
                 }
                 back => back?,
             };
-            pair.here.launch(&fail, [1, 1, 1], &[])?;
+            failing.launch(&pair.here)?;
             let failed = pair.here.record()?;
             let buffer = pair.there(&[1; 16])?;
             pair.there.synchronize()?;

@@ -6,7 +6,7 @@
 use crate::failure::{Failure, Result};
 use crate::machine::GlobalMemory;
 use half::{bf16, f16};
-use halite_hal::DType;
+use halite_hal::{DType, plugin};
 
 /// More axes than anyone has.
 const MAX_RANK: usize = 16;
@@ -32,6 +32,7 @@ enum Kind {
     Fill { value_bits: u64 },
     Add,
     MatMul,
+    Fault,
 }
 
 impl Builtin {
@@ -50,9 +51,10 @@ impl Builtin {
             }
             "add" => (Kind::Add, 3),
             "matmul" => (Kind::MatMul, 3),
+            "fault" => (Kind::Fault, 1),
             _ => {
                 return Err(Failure::unsupported(format!(
-                    "no built-in '{name}'; there are copy, fill, add and matmul"
+                    "no built-in '{name}'; there are copy, fill, add, matmul and fault"
                 )));
             }
         };
@@ -86,7 +88,7 @@ impl Builtin {
                 }
                 Ok(())
             }
-            Kind::Fill { .. } => Ok(()),
+            Kind::Fill { .. } | Kind::Fault => Ok(()),
             Kind::MatMul => self.check_matmul(),
         }
     }
@@ -136,6 +138,9 @@ impl Builtin {
         else {
             return Ok(());
         };
+        if self.kind == Kind::Fault {
+            return Err(Failure::new(plugin::STATUS_FAULT, "the built-in fault ran, which fails"));
+        }
         if out.is_empty() {
             return Ok(());
         }
