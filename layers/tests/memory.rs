@@ -4,14 +4,16 @@
 
 #![allow(missing_docs)]
 
+use halite_cpu::{CpuBackend, CpuConfig};
 use halite_hal::driver::{self, Backend, HostBytes, HostTarget};
 use halite_hal::null::{NullBackend, NullConfig};
 use halite_hal::{
-    Arg, Binding, Buffer, BufferSlice, CommandList, CommandListBuilder, Device, DeviceInfo, Event, Health,
-    Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, NativeKernel, RecordedArg, RecordedCommand, Result,
-    Scalar, Signature,
+    Access, Arg, ArgType, Binding, Buffer, BufferSlice, CommandList, CommandListBuilder, DType, Device,
+    DeviceInfo, Event, Health, Kernel, KernelSource, Layer, MemoryInfo, MemoryKind, NativeKernel,
+    RecordedArg, RecordedCommand, Result, Scalar, Signature,
 };
 use halite_layers::trace::TraceLayer;
+use halite_layers::validate::Validate;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -202,4 +204,34 @@ fn a_traced_device_that_hangs_costs_a_growing_file_and_no_memory() {
         "each is in the file, or counted as lost"
     );
     let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_validated_program_that_only_waits_for_events_costs_no_memory() {
+    const ROUNDS: usize = 10_000;
+    const LEFT_BYTES: usize = 256 << 10;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cpu = CpuBackend::new(CpuConfig { threads: Some(1), memory_limit_bytes: Some(16 << 20) });
+    let (layer, findings) = Validate::collecting();
+    let device = layer.wrap(cpu.open(0).unwrap()).unwrap();
+    let stream = device.create_stream().unwrap();
+    let arg = ArgType::Buffer { dtype: DType::U32, access: Access::Write };
+    let native = NativeKernel::new("ones", Signature::new(vec![arg]), |workgroup| {
+        workgroup.write_all::<u32>(0)?.fill(1);
+        Ok(())
+    });
+    let kernel = device.load(&KernelSource::Native(native)).unwrap();
+    let run = || {
+        for _ in 0..ROUNDS {
+            let buffer = device.allocate(16, MemoryKind::Device).unwrap();
+            stream.launch(&kernel, [1, 1, 1], &[buffer.all().into()]).unwrap();
+            stream.record().unwrap().wait(None).unwrap();
+        }
+        LIVE_BYTES.load(Ordering::Relaxed)
+    };
+    let first = run();
+    let more = run().saturating_sub(first);
+    assert!(more < LEFT_BYTES, "{more} bytes more than {first} for {ROUNDS} buffers that are gone");
+    drop((stream, kernel, device));
+    assert!(findings.take().is_empty());
 }
