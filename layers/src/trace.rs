@@ -19,6 +19,11 @@
 //! there by causality: no command ends before it was enqueued, or after its end was seen. A device without a clock, or
 //! a stream with too much pending work, gives instants at the time of enqueueing, marked `untimed`.
 //!
+//! # Memory
+//! Of each stream at most 65,536 entries and as many events are kept. What comes while that many are under way is written
+//! at once, untimed, and not kept: a device that hangs costs a growing file, and no memory. Lines that the disk does not
+//! take are kept up to 16 MiB; beyond, they are counted, and the file's end tells their number.
+//!
 //! # Replays
 //! Where a device replays a command list one command at a time, so does the layer, with an event behind each. A graph of
 //! the device's own stays one, and is one bar. `trace:detail` takes graphs apart too, which runs them slower;

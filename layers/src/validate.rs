@@ -62,6 +62,7 @@ mod object;
 mod place;
 mod report;
 mod shadow;
+mod stack;
 mod state;
 mod stream;
 mod zone;

@@ -64,7 +64,11 @@ impl Summary {
             }
         );
         if self.lost_notes > 0 {
-            let _ = writeln!(text, "{} notes of host threads were lost", grouped(self.lost_notes));
+            let _ = writeln!(
+                text,
+                "{} lines were lost, since the file was written too slowly",
+                grouped(self.lost_notes)
+            );
         }
         if self.devices.is_empty() {
             text.push_str(

@@ -42,7 +42,7 @@ macro_rules! call {
         // that outlive the call, or are what its own safety comment says; handles are alive (see the module's doc).
         let status = unsafe { function($($argument,)* report.as_mut_ptr()) };
         boundary.leave();
-        report.check(status, stringify!($function))
+        report.check(&library.path, status, stringify!($function))
     }};
 }
 
@@ -168,12 +168,15 @@ impl Library {
         if count > MAX_COUNTERS {
             return Err(self.breach(format_args!("claims {count} counters")));
         }
-        let mut counters = vec![Counter::sized(); count as usize];
-        let pointers: Vec<*mut Counter> = counters.iter_mut().map(ptr::from_mut).collect();
+        let mut counters = vec![Out::new(Counter::sized()); count as usize];
+        let pointers: Vec<*mut Counter> = counters.iter_mut().map(Out::as_mut_ptr).collect();
         let capacity = count;
         call!(self, device_counters(device, capacity, pointers.as_ptr(), &mut count))?;
-        counters.truncate(count as usize);
-        Ok(counters)
+        // Also those that it does not count among the written ones.
+        let mut written: Vec<_> =
+            counters.iter().map(|counter| self.written(counter, "device_counters")).collect::<Result<_>>()?;
+        written.truncate(count as usize);
+        Ok(written)
     }
 
     pub(crate) fn stream_create(&self, device: DeviceHandle) -> Result<StreamHandle> {
@@ -390,7 +393,7 @@ impl Library {
         let boundary = Boundary::enter(&self.path, name);
         let status = run(function, completion.as_mut_ptr(), report.as_mut_ptr());
         boundary.leave();
-        report.check(status, name)?;
+        report.check(&self.path, status, name)?;
         let completion = self.written(&completion, name)?;
         match completion.state {
             plugin::COMPLETION_PENDING => Ok(Progress::Pending),

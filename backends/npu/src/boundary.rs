@@ -11,8 +11,13 @@ use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-/// What a structure may be written too far without harm: room for the fields of many later versions.
+/// What a structure or a text may be written too far without harm: room for the fields of many later versions.
 const SPARE_WORDS: usize = 32;
+/// The same in bytes.
+pub(crate) const SPARE_BYTES: usize = SPARE_WORDS * size_of::<u64>();
+/// What the room behind holds. Not zeros, which a plugin may write when it clears a structure that it takes for longer.
+pub(crate) const UNTOUCHED: u8 = 0xA5;
+const UNTOUCHED_WORD: u64 = u64::from_ne_bytes([UNTOUCHED; size_of::<u64>()]);
 
 /// Why a call on a thread of its own gave nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +138,17 @@ pub(crate) struct Out<T> {
 
 impl<T: Copy> Out<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { value, spare: [0; SPARE_WORDS] }
+        Self { value, spare: [UNTOUCHED_WORD; SPARE_WORDS] }
+    }
+
+    /// The structure, checked or not.
+    pub(crate) fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The structure before the plugin gets it.
+    pub(crate) fn value_mut(&mut self) -> &mut T {
+        &mut self.value
     }
 
     /// What the plugin gets.
@@ -149,7 +164,7 @@ impl<T: Copy> Out<T> {
         if stated != size {
             return Err(format!("sets struct_size to {stated} in the {size} bytes"));
         }
-        if self.spare != [0; SPARE_WORDS] {
+        if self.spare != [UNTOUCHED_WORD; SPARE_WORDS] {
             return Err(format!("writes beyond the {size} bytes"));
         }
         Ok(self.value)
@@ -175,7 +190,7 @@ mod tests {
         let mut out = Out::new(MemoryInfo::sized());
         assert_eq!(out.checked().unwrap().total_bytes, 0);
         // SAFETY: 24 bytes of the structure and 8 of the room behind it.
-        unsafe { out.as_mut_ptr().cast::<u64>().add(3).write(1) };
+        unsafe { out.as_mut_ptr().cast::<u64>().add(3).write(0) };
         assert!(out.checked().unwrap_err().contains("beyond the 24 bytes"));
         let mut out = Out::new(MemoryInfo::sized());
         // SAFETY: the first field of the structure.

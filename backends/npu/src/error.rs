@@ -1,8 +1,11 @@
 //! What a plugin reports, as errors of the layer.
 
+use crate::boundary::{Out, SPARE_BYTES, UNTOUCHED};
+use crate::library::breach;
 use halite_hal::plugin::{self, Status};
 use halite_hal::{Error, ErrorKind, Result};
 use std::ffi::c_char;
+use std::path::Path;
 use std::time::Duration;
 
 /// Room for a line of explanation.
@@ -12,8 +15,9 @@ const LOG_BYTES: usize = 64 << 10;
 
 /// The text and numbers that a plugin may fill in while it runs a call.
 pub(crate) struct Report {
+    /// With room behind it that a plugin must leave alone.
     text: Vec<c_char>,
-    raw: plugin::Error,
+    raw: Out<plugin::Error>,
 }
 
 impl Report {
@@ -28,25 +32,50 @@ impl Report {
     }
 
     fn with_capacity(len: usize) -> Self {
-        Self { text: vec![0; len], raw: plugin::Error::sized() }
+        let mut text = vec![0; len + SPARE_BYTES];
+        text[len..].fill(UNTOUCHED as c_char);
+        Self { text, raw: Out::new(plugin::Error::sized()) }
     }
 
     /// What the call gets; valid while the report is not moved or read.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut plugin::Error {
-        self.raw.text_capacity = self.text.len() as u64;
-        self.raw.text = self.text.as_mut_ptr();
-        &raw mut self.raw
+        let raw = self.raw.value_mut();
+        raw.text_capacity = (self.text.len() - SPARE_BYTES) as u64;
+        raw.text = self.text.as_mut_ptr();
+        self.raw.as_mut_ptr()
     }
 
-    /// The result of a call that returned `status`.
-    pub(crate) fn check(&self, status: Status, call: &str) -> Result<()> {
+    /// The result of a call of the plugin at `path` that returned `status`.
+    pub(crate) fn check(&self, path: &Path, status: Status, call: &str) -> Result<()> {
+        self.intact(path, call)?;
+        self.result(status, call)
+    }
+
+    /// Refuses what the plugin did to the report that it must not, whatever the call's status.
+    pub(crate) fn intact(&self, path: &Path, call: &str) -> Result<()> {
+        if let Err(what) = self.raw.checked() {
+            return Err(breach(path, format_args!("{what} of the error in {call}")));
+        }
+        let (text, spare) = self.parts();
+        if spare.iter().any(|byte| *byte != UNTOUCHED as c_char) {
+            return Err(breach(
+                path,
+                format_args!("writes beyond the {} bytes of the error's text in {call}", text.len()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What `status` stands for.
+    pub(crate) fn result(&self, status: Status, call: &str) -> Result<()> {
         if status == plugin::STATUS_OK { Ok(()) } else { Err(self.error(status, call)) }
     }
 
     /// The error that `status`, which is not OK, stands for.
     pub(crate) fn error(&self, status: Status, call: &str) -> Error {
-        let text = plugin::fixed_text(&self.text);
-        let [first, second] = self.raw.detail;
+        let text = plugin::fixed_text(self.parts().0);
+        let raw = self.raw.value();
+        let [first, second] = raw.detail;
         let kind = match status {
             plugin::STATUS_INVALID_ARGUMENT => ErrorKind::InvalidArgument,
             plugin::STATUS_UNSUPPORTED => ErrorKind::Unsupported,
@@ -60,9 +89,7 @@ impl Report {
             plugin::STATUS_LINK => ErrorKind::Link,
             plugin::STATUS_DEVICE_LOST => ErrorKind::DeviceLost,
             plugin::STATUS_ABI_MISMATCH => ErrorKind::AbiMismatch,
-            plugin::STATUS_BACKEND => {
-                ErrorKind::Backend { code: self.raw.native_code, message: one_line(&text) }
-            }
+            plugin::STATUS_BACKEND => ErrorKind::Backend { code: raw.native_code, message: one_line(&text) },
             code => {
                 ErrorKind::Backend { code: code.into(), message: "a status that the interface lacks".into() }
             }
@@ -73,6 +100,11 @@ impl Report {
             (_, line) => line,
         };
         Error::new(kind, message).in_call(call)
+    }
+
+    /// The text, and the room behind it.
+    fn parts(&self) -> (&[c_char], &[c_char]) {
+        self.text.split_at(self.text.len() - SPARE_BYTES)
     }
 }
 
@@ -95,11 +127,27 @@ mod tests {
 
     fn reported(status: Status, text: &[u8], detail: [u64; 2]) -> Error {
         let mut report = Report::line();
-        for (byte, source) in report.text.iter_mut().zip(text) {
+        let capacity = report.parts().0.len();
+        for (byte, source) in report.text[..capacity].iter_mut().zip(text) {
             *byte = *source as c_char;
         }
-        report.raw.detail = detail;
-        report.check(status, "some_call").unwrap_err()
+        report.raw.value_mut().detail = detail;
+        report.check(Path::new("plugin.so"), status, "some_call").unwrap_err()
+    }
+
+    #[test]
+    fn text_and_numbers_beyond_their_end_are_seen_whatever_the_status() {
+        for place in [LINE_BYTES, LINE_BYTES + SPARE_BYTES - 1] {
+            for status in [plugin::STATUS_OK, plugin::STATUS_FAULT] {
+                let mut report = Report::line();
+                // As by a final zero behind the last byte.
+                report.text[place] = 0;
+                let error = report.check(Path::new("plugin.so"), status, "some_call").unwrap_err();
+                assert_eq!(error.kind(), &ErrorKind::BadFormat);
+                let expected = "writes beyond the 512 bytes of the error's text in some_call";
+                assert!(error.message().contains(expected), "{error}");
+            }
+        }
     }
 
     #[test]

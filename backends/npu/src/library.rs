@@ -160,7 +160,8 @@ impl Library {
         // SAFETY: `entry` has the header's type; the host structure is static, the others live during the call.
         let status = unsafe { entry.unwinding()(&HOST, &mut raw, report.as_mut_ptr()) };
         boundary.leave();
-        report.check(status, plugin::ENTRY_SYMBOL).map_err(|error| {
+        report.intact(path, plugin::ENTRY_SYMBOL)?;
+        report.result(status, plugin::ENTRY_SYMBOL).map_err(|error| {
             let message = format!("plugin '{}' refuses to start: {}", path.display(), error.message());
             Error::new(error.kind().clone(), message)
         })?;
@@ -291,7 +292,8 @@ fn given_up(path: &Path, stuck: Stuck, call: &str, limit: Duration) -> Error {
     .in_call(call)
 }
 
-fn breach(path: &Path, what: impl std::fmt::Display) -> Error {
+/// The error for the plugin at `path`, which breaks a rule of the interface.
+pub(crate) fn breach(path: &Path, what: impl std::fmt::Display) -> Error {
     Error::bad_format(format!(
         "plugin '{}' {what}; use a plugin that keeps to halite_plugin.h {}.{}",
         path.display(),

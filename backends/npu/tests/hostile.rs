@@ -11,7 +11,7 @@
 //! | success without a result | an error where a result is needed | `success_without_a_result…` |
 //! | imports that have no function or give no handle, half of a link | what is unsupported, or an error | `imports_and_links_that…` |
 //! | one handle or one address twice, misaligned or impossible addresses | an error | `handles_that_are_out…`, `addresses_that_cannot_be…` |
-//! | writes beyond a structure | an error, and no damage for the next 256 bytes | `structures_written_too_far…` |
+//! | writes beyond a structure or the text of an error | an error, and no damage for the next 256 bytes | `structures_written_too_far…`, `errors_written_too_far…` |
 //! | completions that never come, contradict themselves or lack a status | an error; the first failure stays | `completions_that…`, `the_first_outcome…` |
 //! | clocks that run backwards | an error | `times_that_run_backwards…` |
 //! | `get_extension` that returns garbage, unknown feature bits | nobody asks | `extensions_and_features…` |
@@ -400,6 +400,7 @@ fn structures_written_too_far_or_resized_are_errors() {
     let folder = Folder::new("too-far");
     for (rule, expected) in [
         ("memory_info_too_far", "writes beyond the 24 bytes of memory_info"),
+        ("memory_info_cleared_too_far", "writes beyond the 24 bytes of memory_info"),
         ("memory_info_size", "sets struct_size to 8 in the 24 bytes of memory_info"),
     ] {
         let error = open(&folder, rule).unwrap().memory().unwrap_err();
@@ -408,6 +409,49 @@ fn structures_written_too_far_or_resized_are_errors() {
     let stream = open(&folder, "completion_too_far").unwrap().create_stream().unwrap();
     let error = stream.synchronize().unwrap_err();
     assert!(error.message().contains("writes beyond the 16 bytes of stream_synchronize"), "{error}");
+    for (rule, expected) in [
+        ("counter_too_far", "writes beyond the 96 bytes of device_counters"),
+        ("counter_size-1", "sets struct_size to 1 in the 96 bytes of device_counters"),
+    ] {
+        let error = halite_npu::counters(&open(&folder, rule).unwrap()).unwrap_err();
+        assert!(error.message().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn errors_written_too_far_or_resized_are_errors_whatever_the_status() {
+    let Some(error) = refusal("entry_error_too_far") else { return };
+    assert!(error.message().contains("48 bytes of the error in halite_plugin_entry"), "{error}");
+    let folder = Folder::new("error-too-far");
+    for (rule, expected) in [
+        ("error_too_far", "writes beyond the 48 bytes of the error in memory_alloc"),
+        ("error_too_far-9", "writes beyond the 48 bytes of the error in memory_alloc"),
+        ("error_size-40", "sets struct_size to 40 in the 48 bytes of the error in memory_alloc"),
+        ("error_size-9", "sets struct_size to 9 in the 48 bytes of the error in memory_alloc"),
+        ("text_too_far", "writes beyond the 512 bytes of the error's text in memory_alloc"),
+        ("text_too_far-9", "writes beyond the 512 bytes of the error's text in memory_alloc"),
+        ("text_too_far_by_one-9", "writes beyond the 512 bytes of the error's text in memory_alloc"),
+    ] {
+        let device = open(&folder, rule).unwrap();
+        let error = device.allocate(8, MemoryKind::Device).unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::BadFormat);
+        assert!(error.message().contains(expected), "{rule}: {error}");
+        assert_eq!(device.memory().unwrap().used_bytes, 0);
+    }
+}
+
+#[test]
+fn what_a_call_uses_that_breaks_a_rule_is_held_as_if_it_were_enqueued() {
+    let folder = Folder::new("broken-enqueue");
+    let Some(device) = open(&folder, "fill_error_too_far") else { return };
+    let stream = device.create_stream().unwrap();
+    let buffer = device.allocate(8, MemoryKind::Device).unwrap();
+    let error = stream.fill(&buffer.all(), &[1]).unwrap_err();
+    assert!(error.message().contains("of the error in stream_fill"), "{error}");
+    drop(buffer);
+    assert_eq!(device.memory().unwrap().buffers, 1);
+    stream.synchronize().unwrap();
+    assert_eq!(device.memory().unwrap().buffers, 0);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn allocate_device(device: &DeviceShared, len: usize) -> Result<Backing> {
 }
 
 /// `len` zeros, at least one; none when the host is full. The system's zeros, of which no page is touched.
-fn zeros(len: usize) -> Option<Box<[u8]>> {
+pub(crate) fn zeros(len: usize) -> Option<Box<[u8]>> {
     let layout = std::alloc::Layout::array::<u8>(len).ok()?;
     // SAFETY: the layout has a size.
     let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
@@ -252,6 +252,7 @@ fn allocate_mapped(device: &DeviceShared, len: usize) -> Result<Backing> {
 }
 
 /// Where a transfer reads or writes.
+#[derive(Clone, Copy)]
 pub(crate) enum Place<'a> {
     /// From an offset of a buffer.
     Device(&'a Mem, usize),
@@ -275,6 +276,7 @@ pub(crate) fn place(slice: &BufferSlice) -> Result<Place<'_>> {
 }
 
 /// The range as a kernel's argument.
+#[derive(Clone)]
 pub(crate) enum Argument {
     Whole(Buffer),
     Part(Arc<Mem>),

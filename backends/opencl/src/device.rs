@@ -9,6 +9,7 @@ use crate::library::Library;
 use crate::probe::Found;
 use crate::program::Programs;
 use crate::reaper::Reaper;
+use crate::staging::Staging;
 use crate::stream::{OpenClStream, StreamShared};
 use halite_hal::{
     Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
@@ -27,6 +28,7 @@ pub(crate) struct DeviceShared {
     pub(crate) found: Found,
     pub(crate) programs: Programs,
     pub(crate) reaper: Arc<Reaper>,
+    pub(crate) staging: Staging,
     pub(crate) shared_memory: Option<buffer::SharedMemoryCalls>,
     used_bytes: AtomicU64,
     buffers: AtomicU64,
@@ -54,6 +56,7 @@ impl DeviceShared {
         Ok(Arc::new(Self {
             programs: Programs::new(cache, &found),
             reaper: Arc::default(),
+            staging: Staging::default(),
             shared_memory,
             used_bytes: AtomicU64::new(0),
             buffers: AtomicU64::new(0),

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 /// The driver has no wait with a limit, so such a wait looks again and again: first at once, then after sleeps that
 /// grow from the first of these to the second.
 const SLEEPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// How long work of a lost device is waited for.
-const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+/// After so long the log says that a caller waits for a lost device.
+const TOLD_AFTER: Duration = Duration::from_secs(10);
 /// How long it looks before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
 
@@ -49,17 +49,24 @@ impl Point {
         Some(self.outcome.get().cloned().unwrap_or(Ok(())))
     }
 
-    /// Whether the driver says that it is still at work.
-    pub(crate) fn is_running(&self) -> bool {
-        matches!(self.raw.status(), Ok(1..))
+    /// Whether the driver may still be at work: it says so, or nothing.
+    pub(crate) fn may_be_running(&self) -> bool {
+        !matches!(self.raw.status(), Ok(..=0))
     }
 
-    /// Blocks until the driver is done with the command, also after the device's loss.
+    /// Blocks until the driver is done with the command, also after the device's loss and however long that takes.
     pub(crate) fn wait_until_over(&self) {
         wait_for(&self.raw, &self.device, None);
         let begin = Instant::now();
-        // NOTE: a driver that can neither wait for its work nor end it is taken for gone after a while.
-        while self.is_running() && begin.elapsed() < ABANDONED_AFTER {
+        let mut is_told = false;
+        while self.may_be_running() && self.raw.wait().is_err() {
+            if !is_told && begin.elapsed() > TOLD_AFTER {
+                is_told = true;
+                log::error!(
+                    "{}: a caller waits for its memory, which the driver of the lost device still uses",
+                    self.device.info().id
+                );
+            }
             thread::sleep(SLEEPS.1);
         }
     }

@@ -19,6 +19,7 @@
 //! | `api.rs`, `error.rs` | its functions with checked results, its codes as errors |
 //! | `backend.rs`, `probe.rs` | which devices there are, and what they can do |
 //! | `device.rs`, `buffer.rs`, `stream.rs`, `event.rs`, `kernel.rs`, `builtin.rs` | what the layer sees |
+//! | `staging.rs` | host memory of our own for blocking copies |
 //! | `program.rs`, `cache.rs` | compiling, and binaries on disk |
 //! | `reaper.rs` | gives back what finished work held, while nobody asks |
 
@@ -35,6 +36,7 @@ mod library;
 mod probe;
 mod program;
 mod reaper;
+mod staging;
 mod stream;
 
 pub use backend::OpenClBackend;

@@ -14,22 +14,24 @@ use crate::device::{DeviceShared, lock};
 use crate::error::{self, SUCCESS};
 use crate::event::{self, OpenClEvent, Point, wait_for};
 use crate::kernel;
+use crate::staging::{BLOCK_BYTES, Block, PART_BYTES, pieces};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{Arg, Buffer, BufferSlice, Error, Event, Kernel, Result};
 use ocl::ffi;
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// Commands after which a stream tells the driver to begin, if nothing else does.
 const FLUSH_EVERY: usize = 16;
-/// From this many bytes on, a blocking write into an idle stream waits for its end instead of copying them aside.
-const DIRECT_WRITE_BYTES: usize = 1 << 20;
 /// Commands after which a stream gives back what finished ones held.
 const SETTLE_EVERY: u64 = 32;
 
 /// What a command in flight uses.
 #[expect(dead_code, reason = "held, not read")]
+#[derive(Clone)]
 pub(crate) enum Held {
     Buffer(Buffer),
     Argument(Argument),
@@ -37,6 +39,7 @@ pub(crate) enum Held {
     Bytes(HostBytes),
     Target(HostTarget),
     Staging(Arc<Mem>),
+    Block(Arc<Block>),
 }
 
 /// A command to be enqueued.
@@ -67,16 +70,27 @@ struct State {
     /// The first failure, and the number of the first command that it concerns.
     failure: Option<(u64, Error)>,
     pending: VecDeque<Pending>,
-    /// What the driver still works on, or says so, although the device is lost.
+    /// What the driver may still work on, although it was lost or failed.
     abandoned: Vec<Pending>,
     unflushed: usize,
 }
 
 /// A stream, shared by the handle and by its events.
 pub(crate) struct StreamShared {
+    /// Held while commands are enqueued, so that those that belong together stay so. Never while anything is dropped that
+    /// may come back to this stream.
+    order: Mutex<()>,
     state: Mutex<State>,
     // After what was made of it.
     device: Arc<DeviceShared>,
+}
+
+/// The right to enqueue: no other thread does before it is dropped.
+pub(crate) struct Turn<'a> {
+    stream: &'a Arc<StreamShared>,
+    /// Whether it is time to give back what finished commands held.
+    is_due: Cell<bool>,
+    _order: MutexGuard<'a, ()>,
 }
 
 /// A stream as the layer sees it. Dropping it lets enqueued work run to its end.
@@ -96,9 +110,9 @@ impl Drop for StreamShared {
     fn drop(&mut self) {
         // Whoever lost the device may still read and write the memory, which is then never freed.
         let abandoned = std::mem::take(&mut lock(&self.state).abandoned);
-        if abandoned.iter().any(|command| command.point.is_running()) {
+        if abandoned.iter().any(|command| command.point.may_be_running()) {
             log::warn!(
-                "{}: {} commands of a lost device are abandoned",
+                "{}: the driver does not end {} commands; what they use stays taken",
                 self.device.info().id,
                 abandoned.len()
             );
@@ -117,7 +131,7 @@ impl StreamShared {
             abandoned: Vec::new(),
             unflushed: 0,
         };
-        Ok(Arc::new(Self { state: Mutex::new(state), device: device.clone() }))
+        Ok(Arc::new(Self { order: Mutex::new(()), state: Mutex::new(state), device: device.clone() }))
     }
 
     pub(crate) fn device(&self) -> &Arc<DeviceShared> {
@@ -168,15 +182,16 @@ impl StreamShared {
         let mut state = lock(&self.state);
         let mut over = Vec::new();
         while let Some(front) = state.pending.front() {
-            let own = if let Err(lost) = self.device.check() {
-                Err(lost)
-            } else {
-                match front.point.raw.status() {
-                    Ok(1..) if front.point.sequence > up_to => break,
-                    Ok(0..) => Ok(()),
-                    Ok(code) => Err(error::execution(code, &front.what.name())),
-                    Err(error) => Err(error),
-                }
+            let lost = self.device.check().err();
+            let status = front.point.raw.status();
+            // Nobody waits for the end of what a lost device does.
+            let is_over = matches!(status, Ok(..=0)) || lost.is_none() && front.point.sequence <= up_to;
+            let own = match (lost, status) {
+                (Some(lost), _) => Err(lost),
+                (None, Ok(1..)) if !is_over => break,
+                (None, Ok(0..)) => Ok(()),
+                (None, Ok(code)) => Err(error::execution(code, &front.what.name())),
+                (None, Err(error)) => Err(error),
             };
             let foreign = match front.foreign.as_ref().map(|point| (point, point.outcome.get())) {
                 // After a loss nothing is waited for any more.
@@ -195,13 +210,13 @@ impl StreamShared {
             };
             let front = state.pending.pop_front().expect("it was looked at above");
             _ = front.point.outcome.set(outcome);
-            if front.point.is_running() && self.device.is_lost() {
-                state.abandoned.push(front);
-            } else {
+            if is_over {
                 over.push(front);
+            } else {
+                state.abandoned.push(front);
             }
         }
-        over.extend(state.abandoned.extract_if(.., |command| !command.point.is_running()));
+        over.extend(state.abandoned.extract_if(.., |command| !command.point.may_be_running()));
         (over, None)
     }
 
@@ -231,59 +246,31 @@ impl StreamShared {
         command: Command,
         run: impl FnOnce(&Queue, &Waits<'_>) -> Result<RawEvent>,
     ) -> Result<Arc<Point>> {
-        self.enqueue_after(command, None, run)
+        self.in_turn(|turn| turn.enqueue(command, None, run))
     }
 
-    fn enqueue_after(
-        self: &Arc<Self>,
-        command: Command,
-        foreign: Option<Arc<Point>>,
-        run: impl FnOnce(&Queue, &Waits<'_>) -> Result<RawEvent>,
-    ) -> Result<Arc<Point>> {
-        let mut state = lock(&self.state);
-        self.device.check()?;
-        if let Some((_, failure)) = &state.failure {
-            return Err(failure.clone());
-        }
-        let before = state.pending.back().map(|last| &last.point.raw);
-        // NOTE: in some drivers (PoCL 3.1) what is enqueued behind a command that has failed already never ends.
-        let result = match before.map(RawEvent::status) {
-            Some(Ok(code @ ..SUCCESS)) => Err(error::execution(code, "the work before")),
-            _ => {
-                let events = before.into_iter().chain(foreign.as_ref().map(|point| &point.raw));
-                run(&state.queue, &Waits::new(&events.collect::<Vec<_>>()))
+    /// Enqueues with `run`, between whose commands no other thread's come.
+    fn in_turn<T>(self: &Arc<Self>, run: impl FnOnce(&Turn<'_>) -> Result<T>) -> Result<T> {
+        let turn = Turn { stream: self, is_due: Cell::new(false), _order: lock(&self.order) };
+        let result = run(&turn);
+        let is_due = turn.is_due.get();
+        drop(turn);
+        self.device.reaper.wake();
+        match result {
+            Ok(made) => {
+                if is_due {
+                    self.settle(0);
+                }
+                Ok(made)
             }
-        };
-        let raw = match self.device.noting_loss(result) {
-            Ok(raw) => raw,
             Err(error) => {
-                drop(state);
                 // What refused it may be a failure of the work before it, which says more.
                 self.settle(0);
+                self.device.check()?;
                 self.refuse_if_failed()?;
-                return Err(error);
+                Err(error)
             }
-        };
-        state.sequence += 1;
-        let point = Arc::new(Point {
-            raw,
-            sequence: state.sequence,
-            stream: Arc::downgrade(self),
-            outcome: OnceLock::new(),
-            device: self.device.clone(),
-        });
-        let Command { what, held } = command;
-        state.pending.push_back(Pending { point: point.clone(), what, foreign, _held: held });
-        state.unflushed += 1;
-        if state.unflushed >= FLUSH_EVERY {
-            state.flush(&self.device);
         }
-        drop(state);
-        self.device.reaper.wake();
-        if point.sequence.is_multiple_of(SETTLE_EVERY) {
-            self.settle(0);
-        }
-        Ok(point)
     }
 
     fn record(self: &Arc<Self>) -> Result<OpenClEvent> {
@@ -319,7 +306,9 @@ impl StreamShared {
             }
             (None, Some(point)) if !std::ptr::eq(point.stream.as_ptr(), Arc::as_ptr(self)) => {
                 let command = Command { what: What::Transfer("a wait for an event"), held: Vec::new() };
-                self.enqueue_after(command, Some(point.clone()), |queue, waits| queue.barrier(waits))?;
+                self.in_turn(|turn| {
+                    turn.enqueue(command, Some(point.clone()), |queue, waits| queue.barrier(waits))
+                })?;
                 Ok(())
             }
             // Reached already, or of this stream, which is in order.
@@ -358,7 +347,7 @@ impl StreamShared {
         self.refuse_if_failed()
     }
 
-    /// Waits for a command that uses borrowed memory, and says how it ended.
+    /// Waits for a command that uses memory which the caller has lent, and says how it ended.
     fn wait_for_borrowed(&self, point: &Point) -> Result<()> {
         self.flush();
         // Whatever else has happened, the memory is the caller's again only when the driver is done with it.
@@ -366,12 +355,128 @@ impl StreamShared {
         point.wait(None).unwrap_or_else(|| Err(event::timed_out(None)))
     }
 
+    /// As [`Turn::transfer`], in a turn of its own.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn transfer(
+        self: &Arc<Self>,
+        what: &'static str,
+        dst: Place<'_>,
+        src: Place<'_>,
+        len: u64,
+        held: Vec<Held>,
+    ) -> Result<Arc<Point>> {
+        // SAFETY: the caller's promise.
+        self.in_turn(|turn| unsafe { turn.transfer(what, dst, src, len, held) })
+    }
+
+    /// Copies from the device into memory that the caller has lent, as long as the range and at most [`PART_BYTES`], and
+    /// waits for it.
+    fn read_part(self: &Arc<Self>, src: &BufferSlice, dst: &mut [u8]) -> Result<()> {
+        let blocks: Vec<_> =
+            dst.chunks(BLOCK_BYTES).map(|_| Block::acquire(&self.device)).collect::<Result<_>>()?;
+        let points = self.in_turn(|turn| {
+            let copies = pieces(dst.len(), BLOCK_BYTES).zip(&blocks);
+            let copy = |((offset, len), block): ((usize, usize), &Arc<Block>)| {
+                let piece = src.slice(offset as u64, len as u64)?;
+                let held = vec![Held::Buffer(src.buffer().clone()), Held::Block(block.clone())];
+                let target = Place::Host(block.as_mut_ptr());
+                // SAFETY: a block is at least as long as a piece, this copy's alone, and held until it is over.
+                unsafe { turn.transfer("a read", target, place(&piece)?, len as u64, held) }
+            };
+            copies.map(copy).collect::<Result<Vec<_>>>()
+        })?;
+        self.flush();
+        for ((block, point), chunk) in blocks.iter().zip(&points).zip(dst.chunks_mut(BLOCK_BYTES)) {
+            point.wait(None).unwrap_or_else(|| Err(event::timed_out(None)))?;
+            // SAFETY: the copy into this block, the only one that uses it, is over; it is at least as long as the chunk.
+            unsafe { ptr::copy_nonoverlapping(block.as_mut_ptr(), chunk.as_mut_ptr(), chunk.len()) };
+        }
+        Ok(())
+    }
+
+    /// Copies to the device from memory that the caller has lent, as long as the range and at most [`PART_BYTES`].
+    fn write_part(self: &Arc<Self>, dst: &BufferSlice, src: &[u8]) -> Result<()> {
+        let begun = Cell::new(false);
+        let result = self.in_turn(|turn| {
+            for (offset, len) in pieces(src.len(), BLOCK_BYTES) {
+                let block = Block::acquire(&self.device)?;
+                // SAFETY: a block is at least as long as a piece, and nobody else's yet.
+                unsafe { ptr::copy_nonoverlapping(src[offset..].as_ptr(), block.as_mut_ptr(), len) };
+                let piece = dst.slice(offset as u64, len as u64)?;
+                let source = Place::Host(block.as_mut_ptr());
+                let held = vec![Held::Buffer(dst.buffer().clone()), Held::Block(block)];
+                // SAFETY: a block is at least as long as a piece, only read from now on, and held until it is over.
+                unsafe { turn.transfer("a write", place(&piece)?, source, len as u64, held)? };
+                begun.set(true);
+                // The driver copies this piece while the host copies the next one.
+                self.flush();
+            }
+            Ok(())
+        });
+        if let Err(error) = &result
+            && begun.get()
+        {
+            // Half of the write is under way, which nothing may build on.
+            let mut state = lock(&self.state);
+            let next = state.sequence + 1;
+            state.fail(next, error.clone());
+        }
+        result
+    }
+}
+
+impl Turn<'_> {
+    /// Enqueues one command, behind `foreign`, an event of another stream, if there is one: `run` passes it to the driver.
+    fn enqueue(
+        &self,
+        command: Command,
+        foreign: Option<Arc<Point>>,
+        run: impl FnOnce(&Queue, &Waits<'_>) -> Result<RawEvent>,
+    ) -> Result<Arc<Point>> {
+        let device = &self.stream.device;
+        let mut state = lock(&self.stream.state);
+        device.check()?;
+        if let Some((_, failure)) = &state.failure {
+            return Err(failure.clone());
+        }
+        let before = state.pending.back().map(|last| &last.point.raw);
+        // NOTE: in some drivers (PoCL 3.1) what is enqueued behind a command that has failed already never ends.
+        let result = match before.map(RawEvent::status) {
+            Some(Ok(code @ ..SUCCESS)) => Err(error::execution(code, "the work before")),
+            _ => {
+                let events = before.into_iter().chain(foreign.as_ref().map(|point| &point.raw));
+                run(&state.queue, &Waits::new(&events.collect::<Vec<_>>()))
+            }
+        };
+        let raw = device.noting_loss(result)?;
+        state.sequence += 1;
+        let point = Arc::new(Point {
+            raw,
+            sequence: state.sequence,
+            stream: Arc::downgrade(self.stream),
+            outcome: OnceLock::new(),
+            device: device.clone(),
+        });
+        let Command { what, held } = command;
+        state.pending.push_back(Pending { point: point.clone(), what, foreign, _held: held });
+        state.unflushed += 1;
+        if state.unflushed >= FLUSH_EVERY {
+            state.flush(device);
+        }
+        if point.sequence.is_multiple_of(SETTLE_EVERY) {
+            self.is_due.set(true);
+        }
+        Ok(point)
+    }
+
     /// Moves `len` bytes, at least one, between two places that `held` keeps alive.
     ///
     /// # Safety
     /// Host places are valid for `len` bytes, for writes where they are the target, until the returned command is over.
     unsafe fn transfer(
-        self: &Arc<Self>,
+        &self,
         what: &'static str,
         dst: Place<'_>,
         src: Place<'_>,
@@ -382,25 +487,33 @@ impl StreamShared {
         let command = |held| Command { what: What::Transfer(what), held };
         match (dst, src) {
             (Place::Device(dst, to), Place::Device(src, from)) => {
-                self.enqueue(command(held), |queue, waits| queue.copy((dst, to), (src, from), len, waits))
+                self.enqueue(command(held), None, |queue, waits| {
+                    queue.copy((dst, to), (src, from), len, waits)
+                })
             }
-            (Place::Device(dst, to), Place::Host(src)) => self.enqueue(command(held), |queue, waits| {
-                // SAFETY: the caller's promise.
-                unsafe { queue.write((dst, to), src, len, waits) }
-            }),
-            (Place::Host(dst), Place::Device(src, from)) => self.enqueue(command(held), |queue, waits| {
-                // SAFETY: the caller's promise.
-                unsafe { queue.read(dst, (src, from), len, waits) }
-            }),
+            (Place::Device(dst, to), Place::Host(src)) => {
+                self.enqueue(command(held), None, |queue, waits| {
+                    // SAFETY: the caller's promise.
+                    unsafe { queue.write((dst, to), src, len, waits) }
+                })
+            }
+            (Place::Host(dst), Place::Device(src, from)) => {
+                self.enqueue(command(held), None, |queue, waits| {
+                    // SAFETY: the caller's promise.
+                    unsafe { queue.read(dst, (src, from), len, waits) }
+                })
+            }
             (Place::Host(dst), Place::Host(src)) => {
                 // A queue copies between the host and itself only, so the bytes go by way of a buffer.
-                let staging = Arc::new(self.device.context.create_buffer(ffi::CL_MEM_READ_WRITE, len)?);
+                let context = &self.stream.device.context;
+                let staging = Arc::new(context.create_buffer(ffi::CL_MEM_READ_WRITE, len)?);
                 held.push(Held::Staging(staging.clone()));
-                self.enqueue(command(vec![Held::Staging(staging.clone())]), |queue, waits| {
-                    // SAFETY: the caller's promise: the command behind this one is over later.
+                // Both hold everything: the second may be refused, or be over first on a device that is lost.
+                self.enqueue(command(held.clone()), None, |queue, waits| {
+                    // SAFETY: the caller's promise.
                     unsafe { queue.write((&staging, 0), src, len, waits) }
                 })?;
-                self.enqueue(command(held), |queue, waits| {
+                self.enqueue(command(held), None, |queue, waits| {
                     // SAFETY: the caller's promise.
                     unsafe { queue.read(dst, (&staging, 0), len, waits) }
                 })
@@ -451,25 +564,44 @@ impl driver::Stream for OpenClStream {
     }
 
     fn write_blocking(&self, dst: &BufferSlice, src: &[u8]) -> Result<()> {
-        if src.len() < DIRECT_WRITE_BYTES || !self.0.is_idle() {
+        if self.0.device.found.is_processor {
+            if src.len() < BLOCK_BYTES || !self.0.is_idle() {
+                return self.write(dst, src.into());
+            }
+            let held = vec![Held::Buffer(dst.buffer().clone())];
+            let bytes = Place::Host(src.as_ptr().cast_mut());
+            // SAFETY: the bytes are as long as the range (`driver::Stream`), only read from, and borrowed until the wait
+            // below is over.
+            let point = unsafe { self.0.transfer("a write", place(dst)?, bytes, dst.len_bytes(), held)? };
+            return self.0.wait_for_borrowed(&point);
+        }
+        if src.len() < BLOCK_BYTES {
             return self.write(dst, src.into());
         }
-        let held = vec![Held::Buffer(dst.buffer().clone())];
-        let bytes = Place::Host(src.as_ptr().cast_mut());
-        // SAFETY: the bytes are as long as the range (`driver::Stream`), only read from, and borrowed until it is over.
-        let point = unsafe { self.0.transfer("a write", place(dst)?, bytes, dst.len_bytes(), held)? };
-        self.0.wait_for_borrowed(&point)
+        for (offset, len) in pieces(src.len(), PART_BYTES) {
+            if !self.0.device.staging.has_room(len) {
+                self.0.synchronize(None)?;
+            }
+            self.0.write_part(&dst.slice(offset as u64, len as u64)?, &src[offset..offset + len])?;
+        }
+        Ok(())
     }
 
     fn read_blocking(&self, src: &BufferSlice, dst: &mut [u8]) -> Result<()> {
         if dst.is_empty() {
             return self.0.enqueue_nothing();
         }
-        let held = vec![Held::Buffer(src.buffer().clone())];
-        let target = Place::Host(dst.as_mut_ptr());
-        // SAFETY: the memory is as long as the range (`driver::Stream`) and borrowed until the wait below is over.
-        let point = unsafe { self.0.transfer("a read", target, place(src)?, src.len_bytes(), held)? };
-        self.0.wait_for_borrowed(&point)
+        if self.0.device.found.is_processor {
+            let held = vec![Held::Buffer(src.buffer().clone())];
+            let target = Place::Host(dst.as_mut_ptr());
+            // SAFETY: the memory is as long as the range (`driver::Stream`) and borrowed until the wait below is over.
+            let point = unsafe { self.0.transfer("a read", target, place(src)?, src.len_bytes(), held)? };
+            return self.0.wait_for_borrowed(&point);
+        }
+        for (offset, len) in pieces(dst.len(), PART_BYTES) {
+            self.0.read_part(&src.slice(offset as u64, len as u64)?, &mut dst[offset..offset + len])?;
+        }
+        Ok(())
     }
 
     fn read(&self, src: &BufferSlice, dst: HostTarget) -> Result<()> {
@@ -509,12 +641,14 @@ impl driver::Stream for OpenClStream {
             host @ Place::Host(_) => {
                 let flags = ffi::CL_MEM_READ_WRITE;
                 let staging = Arc::new(self.0.device.context.create_buffer(flags, len as usize)?);
-                self.0.enqueue(command(vec![Held::Staging(staging.clone())]), |queue, waits| {
-                    queue.fill((&staging, 0), len as usize, pattern, waits)
-                })?;
                 held.push(Held::Staging(staging.clone()));
-                // SAFETY: the pinned range lies in its buffer, which is held until the copy is over.
-                unsafe { self.0.transfer("a fill", host, Place::Device(&staging, 0), len, held)? };
+                self.0.in_turn(|turn| {
+                    turn.enqueue(command(held.clone()), None, |queue, waits| {
+                        queue.fill((&staging, 0), len as usize, pattern, waits)
+                    })?;
+                    // SAFETY: the pinned range lies in its buffer, which is held until the copy is over.
+                    unsafe { turn.transfer("a fill", host, Place::Device(&staging, 0), len, held) }
+                })?;
             }
         }
         Ok(())

@@ -218,6 +218,83 @@ fn a_driver_that_cannot_wait_any_more_has_lost_its_device() {
     std::thread::sleep(std::time::Duration::from_secs(1));
 }
 
+/// `CL_DEVICE_TYPE` of a device that is no processor, which gets no memory that a caller has lent.
+const NO_PROCESSOR: &str = "1000:4";
+
+#[test]
+fn memory_that_a_caller_has_lent_is_out_of_reach_after_a_loss() {
+    const NAME: &str = "memory_that_a_caller_has_lent_is_out_of_reach_after_a_loss";
+    let variables = [("SHIM_FAIL", "clWaitForEvents:0:-5"), ("SHIM_INFO", NO_PROCESSOR)];
+    let Some(()) = with_shim(NAME, &variables) else { return };
+    let Some(device) = device() else { return };
+    let stream = device.create_stream().unwrap();
+    let gate = upload(&device, &stream, &[0; 8]);
+    let buffer = upload(&device, &stream, &[7; 3 << 20]);
+    stream.launch(&slow(&device), [1, 1, 1], &[gate.into(), Scalar::U32(SLOW_ROUNDS).into()]).unwrap();
+    let mut lent = vec![9; 3 << 20];
+    let error = stream.read_blocking(&buffer, &mut lent).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::DeviceLost, "{error}");
+    // The copy comes to its end all the same, and to memory that is still there.
+    drop((buffer, stream, device));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(lent.iter().all(|byte| *byte == 9), "the driver has written to what was given back");
+}
+
+#[test]
+fn what_a_lost_driver_never_ends_stays_taken_and_is_told() {
+    const NAME: &str = "what_a_lost_driver_never_ends_stays_taken_and_is_told";
+    let variables = [("SHIM_FAIL", "clWaitForEvents:0:-5"), ("SHIM_INFO", NO_PROCESSOR), ("SHIM_STUCK", "1")];
+    let Some(()) = with_shim(NAME, &variables) else { return };
+    log::set_logger(&Lines).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let Some(device) = device() else { return };
+    let stream = device.create_stream().unwrap();
+    let buffer = upload(&device, &stream, &[1; 64]);
+    let begin = std::time::Instant::now();
+    let pending = stream.read(&buffer).unwrap();
+    let error = stream.read_blocking(&buffer, &mut [0; 64]).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::DeviceLost, "{error}");
+    assert_eq!(pending.wait().unwrap_err().kind(), &ErrorKind::DeviceLost);
+    drop((buffer, stream, device));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "nothing is waited for");
+    let lines = LINES.lock().unwrap();
+    let expected = "opencl:0: the driver does not end 4 commands; what they use stays taken";
+    assert!(lines.iter().any(|line| line == expected), "{lines:?}");
+}
+
+static LINES: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+/// Keeps what is logged.
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_long_write_that_is_refused_half_way_poisons_its_stream() {
+    const NAME: &str = "a_long_write_that_is_refused_half_way_poisons_its_stream";
+    let variables = [("SHIM_FAIL", "clEnqueueWriteBuffer:3:-5"), ("SHIM_INFO", NO_PROCESSOR)];
+    let Some(()) = with_shim(NAME, &variables) else { return };
+    let Some(device) = device() else { return };
+    let stream = device.create_stream().unwrap();
+    let buffer = device.allocate(4 << 20, MemoryKind::Device).unwrap().all();
+    let error = stream.write_blocking(&buffer, &[1; 4 << 20]).unwrap_err();
+    assert!(error.message().contains("CL_OUT_OF_RESOURCES (-5)"), "{error}");
+    assert_eq!(stream.fill(&buffer, &[2]).unwrap_err().message(), error.message());
+    stream.reset().unwrap();
+    stream.write_blocking(&buffer, &[3; 4 << 20]).unwrap();
+    assert!(download(&stream, &buffer).iter().all(|byte| *byte == 3));
+}
+
 #[test]
 fn a_full_device_says_so_with_numbers_whatever_its_code() {
     const NAME: &str = "a_full_device_says_so_with_numbers_whatever_its_code";

@@ -167,6 +167,54 @@ fn pinned_memory_works_without_shared_virtual_memory() {
 }
 
 #[test]
+fn every_kind_of_memory_is_copied_through_blocks_where_the_device_is_no_processor() {
+    const NAME: &str = "every_kind_of_memory_is_copied_through_blocks_where_the_device_is_no_processor";
+    // CL_DEVICE_TYPE and CL_DEVICE_SVM_CAPABILITIES
+    let Some(()) = with_shim(NAME, &[("SHIM_INFO", "1000:4,1053:0")]) else { return };
+    let Some(device) = device() else { return };
+    check_kinds(&device);
+    let stream = device.create_stream().unwrap();
+    let block = 1 << 20;
+    for kind in [MemoryKind::Device, MemoryKind::Pinned] {
+        for len in [1, block - 1, block, block + 1, 5 * block + 3, 65 * block + 1] {
+            let bytes: Vec<u8> = (0..len as u64).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 13) as u8).collect();
+            let buffer = device.allocate(len as u64 + 7, kind).unwrap();
+            let slice = buffer.slice(5, len as u64).unwrap();
+            stream.write_blocking(&slice, &bytes).unwrap();
+            let mut got = vec![9; len];
+            stream.read_blocking(&slice, &mut got).unwrap();
+            assert!(got == bytes, "{len} bytes of {kind:?} memory");
+            assert_eq!(download(&stream, &buffer.slice(len as u64 + 5, 2).unwrap()), [0; 2]);
+        }
+    }
+    stream.synchronize().unwrap();
+    assert_eq!(device.memory().unwrap().buffers, 0);
+}
+
+#[test]
+fn blocking_copies_of_several_threads_are_not_torn() {
+    const NAME: &str = "blocking_copies_of_several_threads_are_not_torn";
+    let Some(()) = with_shim(NAME, &[("SHIM_INFO", "1000:4")]) else { return };
+    let Some(device) = device() else { return };
+    let stream = device.create_stream().unwrap();
+    let len = 5 << 20;
+    let buffer = upload(&device, &stream, &vec![0; len]);
+    std::thread::scope(|scope| {
+        for value in 1..3 {
+            let (stream, buffer) = (&stream, &buffer);
+            let write =
+                move || (0..20).for_each(|_| stream.write_blocking(buffer, &vec![value; len]).unwrap());
+            scope.spawn(write);
+        }
+        for _ in 0..20 {
+            let mut got = vec![9; len];
+            stream.read_blocking(&buffer, &mut got).unwrap();
+            assert!(got.iter().all(|byte| *byte == got[0] && *byte < 3));
+        }
+    });
+}
+
+#[test]
 fn kernels_and_the_host_share_host_visible_memory() {
     let Some(device) = device() else { return };
     let Ok(buffer) = device.allocate(4000, MemoryKind::HostVisible) else {

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(20);
 /// How long work that is still under way when everything was dropped may take before it is written untimed.
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// Notes of host threads that the writing thread has not taken yet; beyond, notes are counted and lost.
+/// Lines of host threads that the writing thread has not taken yet; beyond, they are counted and lost. It is asked to
+/// hurry from half of that on.
 const MOST_WAITING_BYTES: usize = 16 << 20;
 
 /// A timeline's file. The last handle completes it, for which it may wait some time for work under way.
@@ -119,11 +120,7 @@ impl TraceFile {
     /// Adds a line about the calling thread's use of a device: a `part` of [`json::part`].
     pub(crate) fn note(&self, process: u32, when: When, part: &[u8]) {
         let place = Place { process, thread: THREAD.with(|thread| *thread) };
-        let mut inbox = self.shared.inbox();
-        if inbox.lines.len() > MOST_WAITING_BYTES {
-            inbox.lost += 1;
-            return;
-        }
+        let Some(mut inbox) = self.shared.inbox_with_room() else { return };
         if inbox.named.insert(place) {
             let name = match thread::current().name() {
                 Some(name) => format!("host {name}"),
@@ -132,6 +129,12 @@ impl TraceFile {
             json::name(&mut inbox.lines, place, "thread_name", &name);
         }
         json::line(&mut inbox.lines, place, when, part, b"");
+    }
+
+    /// Adds a line of a stream, a `part` of [`json::part`] with `more` behind it, past its collector.
+    pub(crate) fn add_line(&self, place: Place, when: When, part: &[u8], more: &[u8]) {
+        let Some(mut inbox) = self.shared.inbox_with_room() else { return };
+        json::line(&mut inbox.lines, place, when, part, more);
     }
 }
 
@@ -150,6 +153,19 @@ impl Drop for TraceFile {
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The inbox for one more line, unless the writing thread lags so far behind that the line is lost.
+    fn inbox_with_room(&self) -> Option<MutexGuard<'_, Inbox>> {
+        let mut inbox = self.inbox();
+        if inbox.lines.len() > MOST_WAITING_BYTES / 2 {
+            self.urgent.notify_one();
+        }
+        if inbox.lines.len() > MOST_WAITING_BYTES {
+            inbox.lost += 1;
+            return None;
+        }
+        Some(inbox)
     }
 }
 
@@ -183,7 +199,10 @@ impl Writer {
             }
             let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             tracks.retain_mut(|track| {
-                let is_done = track.collect(&mut lines, is_late);
+                let is_done = track.collect(&mut lines, is_late, |lines| {
+                    self.write(lines);
+                    lines.clear();
+                });
                 // A stream that its owner has dropped gets no further entries.
                 !(is_done && track.is_abandoned())
             });

@@ -2,9 +2,10 @@
 
 use crate::trace::Detail;
 use crate::trace::device::Shared;
-use crate::trace::json::{Place, number_field};
+use crate::trace::file::nanoseconds;
+use crate::trace::json::{Place, When, number_field};
 use crate::trace::steps::{does_something, launch_traffic};
-use crate::trace::track::{Clock, Collector, End, Entry, Mark, Pending, Track, Work};
+use crate::trace::track::{Clock, Collector, End, Entry, Mark, Pending, Track, UNTIMED, Work};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
     Arg, Binding, BufferSlice, Command, CommandList, ErrorKind, Event, Kernel, Result, Scalar, annotate,
@@ -29,6 +30,7 @@ pub(crate) struct TraceStream {
     inner: Box<dyn driver::Stream>,
     device: Arc<Shared>,
     track: Arc<Track>,
+    place: Place,
     number: u32,
 }
 
@@ -43,7 +45,7 @@ impl TraceStream {
         let collector = Collector::new(track.clone(), place, device.inner.id().clone(), clock);
         let untimed = if track.is_untimed() { " (without device times)" } else { "" };
         device.log.file.add_track(&format!("stream {number}{untimed}"), collector);
-        Self { inner, device, track, number }
+        Self { inner, device, track, place, number }
     }
 
     /// Enqueues with `call`, between the events that it needs.
@@ -53,7 +55,7 @@ impl TraceStream {
         let begin = self.begin_mark(&pending);
         call()?;
         let end = self.mark(&pending).map_or(End::Unknown, End::Event);
-        pending.push(Entry { at, work: work(), begin, end });
+        self.note(&mut pending, Entry { at, work: work(), begin, end });
         Ok(())
     }
 
@@ -70,8 +72,15 @@ impl TraceStream {
         } else {
             (begin, self.mark(&pending).map_or(End::Unknown, End::Event))
         };
-        pending.push(Entry { at, work: transfer("write", bytes), begin, end });
+        self.note(&mut pending, Entry { at, work: transfer("write", bytes), begin, end });
         Ok(())
+    }
+
+    /// Keeps an entry for the collector. Where too many are kept already, it is written now, without device times.
+    fn note(&self, pending: &mut Pending, entry: Entry) {
+        let Some(Entry { at, work, .. }) = pending.push(entry) else { return };
+        let at = When::At(nanoseconds(at));
+        work.parts(|part| self.device.log.file.add_line(self.place, at, part, UNTIMED));
     }
 
     /// An event before the next command, if the stream may be idle.
@@ -94,7 +103,8 @@ impl TraceStream {
         // Also into a busy stream: one event more tells how long the device took to come to the list.
         let begin = self.mark(&pending);
         let is_timed = !self.track.is_untimed() && pending.has_room(steps.steps.len() + 1);
-        let mut events = Vec::with_capacity(steps.steps.len());
+        let mut events = Vec::with_capacity(if is_timed { steps.steps.len() } else { 0 });
+        let mut count = 0;
         let result = list.enqueue(buffers, scalars, |command| {
             match command {
                 Command::Copy { dst, src } => self.inner.copy(&dst, &src)?,
@@ -102,11 +112,15 @@ impl TraceStream {
                 Command::Launch { grid, .. } if grid.contains(&0) => return Ok(()),
                 Command::Launch { kernel, grid, args } => self.inner.launch(&kernel, grid, &args)?,
             }
-            events.push(if is_timed { self.inner.record().ok() } else { None });
+            count += 1;
+            if is_timed {
+                events.push(self.inner.record().ok());
+            }
             Ok(())
         });
-        if !events.is_empty() {
-            pending.push(Entry { at, work: Work::Steps(steps), begin, end: End::Events(events) });
+        if count > 0 {
+            let end = if is_timed { End::Events(events) } else { End::Unknown };
+            self.note(&mut pending, Entry { at, work: Work::Steps(steps, count), begin, end });
         }
         result
     }
@@ -144,7 +158,7 @@ impl driver::Stream for TraceStream {
         } else {
             End::Host(returned)
         };
-        pending.push(Entry { at, work: transfer("write", dst.len_bytes()), begin: None, end });
+        self.note(&mut pending, Entry { at, work: transfer("write", dst.len_bytes()), begin: None, end });
         drop(pending);
         self.note_blocking("write", at, Some(dst.len_bytes()));
         Ok(())
@@ -156,7 +170,7 @@ impl driver::Stream for TraceStream {
         if result.is_ok() {
             let end = End::Host(Instant::now());
             let work = transfer("read", src.len_bytes());
-            self.track.pending().push(Entry { at, work, begin: None, end });
+            self.note(&mut self.track.pending(), Entry { at, work, begin: None, end });
         }
         self.note_blocking("read", at, Some(src.len_bytes()));
         result
@@ -207,7 +221,7 @@ impl driver::Stream for TraceStream {
         let mut pending = self.track.pending();
         self.inner.wait(event)?;
         // The next command begins after the wait, however long that takes: it gets an event before it.
-        pending.push(Entry { at, work: Work::Wait, begin: None, end: End::Unknown });
+        self.note(&mut pending, Entry { at, work: Work::Wait, begin: None, end: End::Unknown });
         Ok(())
     }
 

@@ -14,12 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Events of one stream that the collector has not taken; beyond, commands get none and are written untimed, so that
-/// work which is never over does not eat the host's memory or the driver's events.
+/// Events of one stream that are kept; beyond, commands get none and are written untimed, so that work which is never
+/// over does not eat the driver's events.
 const MOST_EVENTS: usize = 1 << 16;
+/// Entries of one stream that are kept, with events or without; what is beyond is not kept but written at once.
+const MOST_ENTRIES: usize = 1 << 16;
+/// Lines that a collector gathers before it passes them on.
+const FLUSH_BYTES: usize = 1 << 20;
 /// Device times are asked for relative to an event no older than this: drivers that answer in f32 milliseconds
 /// (CUDA's `cuEventElapsedTime`) lose microseconds over long spans.
 const LONGEST_SPAN_NS: i64 = 1_000_000_000;
+/// Marks a command whose device time is not known.
+pub(crate) const UNTIMED: &[u8] = b",\"untimed\":true";
 
 /// A point on the stream; `None` where there is no clock, no room, or the driver gave no event.
 pub(crate) type Mark = Option<Box<dyn driver::Event>>;
@@ -40,8 +46,8 @@ pub(crate) enum Work {
     Launch { kernel: Box<str>, grid: [u32; 3], read: u64, written: u64, label: Option<Arc<Label>> },
     /// A copy or a fill.
     Transfer { name: &'static str, bytes: u64, label: Option<Arc<Label>> },
-    /// The commands of a list one by one.
-    Steps(Arc<Steps>),
+    /// The commands of a list one by one, as many as were enqueued.
+    Steps(Arc<Steps>, usize),
     /// A list as a whole.
     Replay(Arc<Steps>),
     /// Nothing: from here on the stream may have been held back by another one.
@@ -52,7 +58,7 @@ pub(crate) enum Work {
 pub(crate) enum End {
     /// By an event.
     Event(Box<dyn driver::Event>),
-    /// By one for each of the steps; where it ends early, the rest was not enqueued.
+    /// By one for each of the steps.
     Events(Vec<Mark>),
     /// By the host, which waited for it.
     Host(Instant),
@@ -74,8 +80,12 @@ pub(crate) struct Pending {
     entries: Vec<Entry>,
     /// Events in these entries.
     events: usize,
-    /// Events that the collector has taken and still waits for, when it last looked.
+    /// Entries that the collector has taken and still waits for, when it last looked.
+    held_entries: usize,
+    /// Events in those.
     held_events: usize,
+    /// What came last is not among the entries, since there was no room.
+    has_gap: bool,
 }
 
 impl Track {
@@ -99,24 +109,52 @@ impl Track {
 }
 
 impl Pending {
-    /// Whether `more` further events may be recorded.
+    /// Whether another entry, with `more` events, may be kept.
     pub(crate) fn has_room(&self, more: usize) -> bool {
-        self.events + self.held_events + more <= MOST_EVENTS
+        !self.is_full() && self.events + self.held_events + more <= MOST_EVENTS
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() + self.held_entries >= MOST_ENTRIES
     }
 
     /// Whether the stream may be idle, so that the end of what is before says nothing about the beginning of what comes.
     pub(crate) fn may_be_idle(&self) -> bool {
         let is_over = |event: &dyn driver::Event| !matches!(event.is_done(), Ok(false));
         match self.entries.last().map(|entry| &entry.end) {
+            _ if self.has_gap => true,
             Some(End::Event(event)) => is_over(event.as_ref()),
             Some(End::Events(events)) => events.last().and_then(Option::as_deref).is_none_or(is_over),
             Some(End::Host(_) | End::Unknown) | None => true,
         }
     }
 
-    pub(crate) fn push(&mut self, entry: Entry) {
+    /// Keeps an entry, or gives it back where there is no room.
+    pub(crate) fn push(&mut self, entry: Entry) -> Option<Entry> {
+        self.has_gap = self.is_full();
+        if self.has_gap {
+            return Some(entry);
+        }
         self.events += entry.events();
         self.entries.push(entry);
+        None
+    }
+}
+
+impl Work {
+    /// Calls `take` with the part of each line that it gives.
+    pub(crate) fn parts(&self, mut take: impl FnMut(&[u8])) {
+        match self {
+            Self::Launch { kernel, grid, read, written, label } => {
+                take(&steps::launch_part(kernel, *grid, (*read, *written), label.as_deref()));
+            }
+            Self::Transfer { name, bytes, label } => {
+                take(&steps::transfer_part(name, *bytes, label.as_deref()))
+            }
+            Self::Steps(steps, count) => steps.steps.iter().take(*count).for_each(|step| take(step)),
+            Self::Replay(steps) => take(&steps.whole),
+            Self::Wait => {}
+        }
     }
 }
 
@@ -185,25 +223,35 @@ impl Collector {
         self.track.is_abandoned.load(Ordering::Acquire) && self.is_idle()
     }
 
-    /// Writes what is over; with `everything`, also what is not, untimed. Says whether nothing is left.
-    pub(crate) fn collect(&mut self, out: &mut Vec<u8>, everything: bool) -> bool {
+    /// Passes lines of what is over to `write`, behind those in `out`; with `everything`, also of what is not, untimed.
+    /// Says whether nothing is left.
+    pub(crate) fn collect(
+        &mut self,
+        out: &mut Vec<u8>,
+        everything: bool,
+        mut write: impl FnMut(&mut Vec<u8>),
+    ) -> bool {
         {
             let mut pending = self.track.pending();
             std::mem::swap(&mut pending.entries, &mut self.spare);
             self.held_events += std::mem::take(&mut pending.events);
             pending.held_events = self.held_events;
+            pending.held_entries = self.queue.len() + self.spare.len();
         }
         self.queue.extend(self.spare.drain(..));
-        while let Some(entry) = self.queue.front() {
-            if !everything && !entry.is_over() {
-                return false;
-            }
-            if let Some(entry) = self.queue.pop_front() {
-                self.held_events -= entry.events();
-                self.write(out, entry);
+        while self.queue.front().is_some_and(|entry| everything || entry.is_over())
+            && let Some(entry) = self.queue.pop_front()
+        {
+            self.held_events -= entry.events();
+            self.write(out, entry);
+            if out.len() >= FLUSH_BYTES {
+                write(out);
             }
         }
-        true
+        let mut pending = self.track.pending();
+        pending.held_events = self.held_events;
+        pending.held_entries = self.queue.len();
+        self.queue.is_empty()
     }
 
     fn write(&mut self, out: &mut Vec<u8>, entry: Entry) {
@@ -215,15 +263,14 @@ impl Collector {
         };
         let begin = begun.max(self.last_end);
         match (&entry.work, entry.end) {
-            (Work::Wait, _) => {}
-            (Work::Steps(steps), End::Events(events)) => {
+            (Work::Steps(steps, _), End::Events(events)) => {
                 let mut begin = begin;
                 for (step, event) in steps.steps.iter().zip(events) {
                     let end = match event.as_deref() {
                         Some(event) => self.reached(event, enqueued, seen),
                         None => Reached::Unknown,
                     };
-                    begin = self.line(out, begin, end, enqueued, step);
+                    begin = self.line(out, begin, &end, enqueued, step);
                     self.rebase(event);
                 }
             }
@@ -233,42 +280,24 @@ impl Collector {
                     End::Host(at) => (Reached::At(nanoseconds(at)), None),
                     End::Events(_) | End::Unknown => (Reached::Unknown, None),
                 };
-                match work {
-                    Work::Launch { kernel, grid, read, written, label } => {
-                        let part = steps::launch_part(kernel, *grid, (*read, *written), label.as_deref());
-                        self.line(out, begin, reached, enqueued, &part);
-                    }
-                    Work::Transfer { name, bytes, label } => {
-                        let part = steps::transfer_part(name, *bytes, label.as_deref());
-                        self.line(out, begin, reached, enqueued, &part);
-                    }
-                    Work::Replay(steps) => {
-                        self.line(out, begin, reached, enqueued, &steps.whole);
-                    }
-                    Work::Steps(steps) => {
-                        for step in &steps.steps {
-                            self.line(out, begin, Reached::Unknown, enqueued, step);
-                        }
-                    }
-                    Work::Wait => {}
-                }
+                work.parts(|part| _ = self.line(out, begin, &reached, enqueued, part));
                 self.rebase(event);
             }
         }
     }
 
     /// Writes one command; returns when the next may have begun.
-    fn line(&mut self, out: &mut Vec<u8>, begin: i64, end: Reached, enqueued: i64, part: &[u8]) -> i64 {
+    fn line(&mut self, out: &mut Vec<u8>, begin: i64, end: &Reached, enqueued: i64, part: &[u8]) -> i64 {
         match end {
             Reached::At(end) => {
-                let end = end.max(begin);
+                let end = begin.max(*end);
                 json::line(out, self.place, When::Span { begin, end }, part, b"");
                 self.last_end = end;
                 self.has_failed = false;
                 end
             }
             Reached::Unknown => {
-                json::line(out, self.place, When::At(enqueued), part, b",\"untimed\":true");
+                json::line(out, self.place, When::At(enqueued), part, UNTIMED);
                 begin
             }
             Reached::Failed(error) => {
@@ -276,7 +305,7 @@ impl Collector {
                     json::line(out, self.place, When::At(enqueued), part, b",\"skipped\":true");
                 } else {
                     let mut failure = Vec::new();
-                    json::text_field(&mut failure, "failed", &error);
+                    json::text_field(&mut failure, "failed", error);
                     json::line(out, self.place, When::At(enqueued), part, &failure);
                 }
                 self.has_failed = true;

@@ -150,6 +150,31 @@ impl Drop for Tracked {
     }
 }
 
+/// Buffers whose zones are to be looked at, without keeping any alive.
+#[derive(Default)]
+pub(super) struct Suspects {
+    buffers: Vec<Weak<Tracked>>,
+    /// At this length the dead ones are sorted out: programs that only wait for events never look.
+    sorted_at: usize,
+}
+
+impl Suspects {
+    /// Adds a buffer that is not among them.
+    pub(super) fn add(&mut self, tracked: &Arc<Tracked>) {
+        if self.buffers.len() >= self.sorted_at {
+            self.buffers.retain(|buffer| buffer.strong_count() > 0);
+            // As many are added before the next time as are walked over then.
+            self.sorted_at = (2 * self.buffers.len()).max(64);
+        }
+        self.buffers.push(Arc::downgrade(tracked));
+    }
+
+    /// Takes out those that are alive.
+    pub(super) fn take(&mut self) -> Vec<Arc<Tracked>> {
+        self.buffers.drain(..).filter_map(|buffer| buffer.upgrade()).collect()
+    }
+}
+
 impl KernelMark {
     pub(super) fn new(state: &Arc<State>, name: &str) -> Self {
         let (number, shared) = state.name_kernel(name);

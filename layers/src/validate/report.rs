@@ -3,8 +3,9 @@
 use super::finding::{Finding, FindingKind};
 use super::lock;
 use super::place::Place;
+use super::stack;
 use halite_hal::DeviceId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex};
@@ -39,11 +40,35 @@ pub(super) struct Reporter {
 #[derive(Default)]
 struct Seen {
     times: u64,
+    /// Stacks whose symbols were looked up.
+    stacks: HashSet<u64>,
     places: Vec<String>,
+    /// How often in a row that gave a place which was known.
+    in_vain: u32,
 }
 
-/// From here on a finding is only counted: looking up symbols takes milliseconds.
-const LOOKED_AT: u64 = 64;
+/// Looking up symbols takes milliseconds, so after so many times in vain a finding is only counted. Stacks that were
+/// looked up already do not come that far.
+const MOST_IN_VAIN: u32 = 256;
+
+impl Seen {
+    /// Counts the finding; whether the symbols of this stack should be looked up.
+    fn count(&mut self, stack: Option<u64>) -> bool {
+        self.times += 1;
+        self.in_vain < MOST_IN_VAIN && stack.is_none_or(|stack| self.stacks.insert(stack))
+    }
+
+    /// Whether nothing has been told of this place.
+    fn is_new(&mut self, place: &str) -> bool {
+        if self.places.iter().any(|known| known == place) {
+            self.in_vain += 1;
+            return false;
+        }
+        self.in_vain = 0;
+        self.places.push(place.to_owned());
+        true
+    }
+}
 
 impl Reporter {
     pub(super) fn new(device: DeviceId, sink: Sink) -> Self {
@@ -53,23 +78,13 @@ impl Reporter {
     /// Tells the sink, unless it has heard the same from the same place.
     pub(super) fn report(&self, draft: Draft) {
         let Draft { kind, key, object, message, origin, remedy } = draft;
-        let looks = {
-            let mut seen = lock(&self.seen);
-            let entry = seen.entry((kind, key.clone())).or_default();
-            entry.times += 1;
-            entry.times <= LOOKED_AT
-        };
-        if !looks {
+        let stack = stack::number();
+        if !lock(&self.seen).entry((kind, key.clone())).or_default().count(stack) {
             return;
         }
         let place = Place::here().to_string();
-        {
-            let mut seen = lock(&self.seen);
-            let entry = seen.entry((kind, key)).or_default();
-            if entry.places.contains(&place) {
-                return;
-            }
-            entry.places.push(place.clone());
+        if !lock(&self.seen).entry((kind, key)).or_default().is_new(&place) {
+            return;
         }
         let origin = origin.map(|origin| origin.to_string());
         let device = self.device.clone();
@@ -146,5 +161,20 @@ mod tests {
         reporter.report(draft(FindingKind::Leak, "a"));
         assert_eq!(*lock(&told), ["a is wrong", "b is wrong", "a is wrong"]);
         assert_eq!(reporter.counts(), "3 findings (2 race, 1 leak), 99 repeats");
+    }
+
+    #[test]
+    fn symbols_are_looked_up_once_a_stack_and_not_for_ever_in_vain() {
+        let mut seen = Seen::default();
+        assert!(seen.count(Some(0)) && seen.is_new("a"));
+        assert!((0..1000).all(|_| !seen.count(Some(0))));
+        let mut looks = |stacks: std::ops::Range<u64>, place: &str| {
+            stacks.filter(|stack| seen.count(Some(*stack)) && !seen.is_new(place)).count() as u32
+        };
+        // Many ways to a known place, then one to a new one, then as many again.
+        assert_eq!(looks(1..200, "a"), 199);
+        assert_eq!(looks(200..201, "b"), 0);
+        assert_eq!(looks(201..1000, "b"), MOST_IN_VAIN);
+        assert_eq!(seen.places, ["a", "b"]);
     }
 }

@@ -3,7 +3,7 @@
 use super::books::{Books, Operation, Problem, Use, Watch};
 use super::clock::Clock;
 use super::finding::FindingKind;
-use super::object::{BufferMark, Living, Tracked, leaks};
+use super::object::{BufferMark, Living, Suspects, Tracked, leaks};
 use super::report::{Draft, Reporter, Sink};
 use super::shadow::Deed;
 use super::zone::{self, Zones};
@@ -11,7 +11,7 @@ use super::{host, lock};
 use halite_hal::{Device, Error, ErrorKind, MemoryKind, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Shared by the wrapped device and everything that it makes.
 pub(super) struct State {
@@ -26,7 +26,7 @@ pub(super) struct State {
     /// Streams so far.
     streams: AtomicU64,
     /// Buffers that kernels were given to write since their zones were looked at.
-    suspects: Mutex<Vec<Weak<Tracked>>>,
+    suspects: Mutex<Suspects>,
     /// The first reason, once the caller has been told.
     lost: OnceLock<String>,
     calls: AtomicU64,
@@ -226,8 +226,7 @@ impl State {
 
     /// Looks at the zones of buffers that kernels have written since the last look, or of all live ones.
     pub(super) fn inspect_suspects(&self) {
-        let suspects = std::mem::take(&mut *lock(&self.suspects));
-        let tracked: Vec<_> = suspects.iter().filter_map(Weak::upgrade).collect();
+        let tracked = lock(&self.suspects).take();
         let due: Vec<_> = tracked.iter().filter_map(|tracked| Some((tracked, tracked.suspect()?))).collect();
         let zones: Vec<_> = due.iter().map(|(_, (memory, suspect))| (*memory, suspect.clone())).collect();
         for ((tracked, _), is_broken) in due.iter().zip(self.inspect(&zones)) {
@@ -272,7 +271,7 @@ impl State {
             if let Deed::Launch { kernel, .. } = used.deed
                 && used.tracked.given_to(kernel)
             {
-                lock(&self.suspects).push(Arc::downgrade(&used.tracked));
+                lock(&self.suspects).add(&used.tracked);
             }
         }
     }

@@ -227,6 +227,24 @@ fn the_same_from_the_same_place_is_told_once() {
 }
 
 #[test]
+fn a_new_place_is_told_however_often_the_same_came_from_others() {
+    let bench = Bench::cpu();
+    let kernel = bench.increment_in_place();
+    let launch = || bench.streams[0].launch(&kernel, [1, 1, 1], &[arg(&bench.buffer(8))]).unwrap();
+    let lines = [line!() + 1, line!() + 2];
+    (0..1000).for_each(|_| bench.streams[0].launch(&kernel, [1, 1, 1], &[arg(&bench.buffer(8))]).unwrap());
+    bench.streams[0].launch(&kernel, [1, 1, 1], &[arg(&bench.buffer(8))]).unwrap();
+    // Two ways to one place.
+    launch();
+    launch();
+    let findings = bench.findings.take();
+    assert_eq!(findings.len(), 3, "{}", shown(&findings));
+    for (finding, line) in findings.iter().zip(lines) {
+        assert!(finding.place.contains(&format!("reported.rs:{line} ")), "{line}: {finding}");
+    }
+}
+
+#[test]
 fn a_strict_layer_refuses_suspicions_too() {
     let bench = Bench::strict();
     let (fresh, out) = (bench.buffer(8), bench.written(8));

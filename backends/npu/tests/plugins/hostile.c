@@ -127,8 +127,18 @@ static halite_status bad_memory_alloc(halite_device handle, uint32_t kind, uint6
     }
     if (is("text_not_utf8"))
         return fail(error, HALITE_STATUS_FAULT, "\xFFno\x1B[2J\nway\xC3");
+    if (is("error_too_far"))
+        write_too_far(error, error->struct_size);
+    if (is("error_size"))
+        error->struct_size = number;
+    if (is("text_too_far"))
+        memset(error->text, 'x', (size_t)error->text_capacity + 40);
+    if (is("text_too_far_by_one"))
+        memset(error->text, 'x', (size_t)error->text_capacity), error->text[error->text_capacity] = 0;
+    if (is("error_too_far") || is("error_size") || is("text_too_far") || is("text_too_far_by_one"))
+        return number == 9 ? HALITE_STATUS_FAULT : memory_alloc(handle, kind, length, out, host_pointer, error);
     if (is("error_rewritten")) {
-        error->struct_size = error->text_capacity = UINT64_MAX;
+        error->text_capacity = UINT64_MAX;
         error->text = NULL;
         error->detail[0] = error->detail[1] = UINT64_MAX;
         return HALITE_STATUS_OUT_OF_MEMORY;
@@ -159,6 +169,8 @@ static halite_status bad_memory_info(halite_device handle, halite_memory_info *o
         out->struct_size = 8;
     if (is("memory_info_too_far"))
         write_too_far(out, out->struct_size);
+    if (is("memory_info_cleared_too_far"))
+        memset((char *)out + out->struct_size, 0, 40);
     return status;
 }
 
@@ -181,6 +193,8 @@ static halite_status bad_stream_fill(halite_stream handle, halite_memory dst, ui
     hang_if("hang_fill");
     if (is("flip"))
         AS(stream, handle)->failure = HALITE_STATUS_LINK;
+    if (is("fill_error_too_far"))
+        write_too_far(error, error->struct_size);
     return stream_fill(handle, dst, dst_offset, length, pattern, pattern_length, error);
 }
 
@@ -249,8 +263,13 @@ static halite_status bad_counters(halite_device device, uint32_t capacity, halit
                                   halite_error *error) {
     uint32_t i;
     (void)device, (void)error;
-    for (i = 0; i < capacity; ++i)
+    for (i = 0; i < capacity; ++i) {
         memset(out[i]->key, 'k', sizeof out[i]->key);
+        if (is("counter_too_far"))
+            write_too_far(out[i], out[i]->struct_size);
+        if (is("counter_size"))
+            out[i]->struct_size = number;
+    }
     /* More than asked for at first, and far more the second time. */
     *count = capacity == 0 ? (is("counters") ? (uint32_t)number : 2) : UINT32_MAX;
     return HALITE_STATUS_OK;
@@ -355,6 +374,8 @@ HALITE_PLUGIN_EXPORT halite_status halite_plugin_entry(const halite_host *host, 
     read_rule();
     hang_if("hang_entry");
     the_host = host;
+    if (is("entry_error_too_far"))
+        write_too_far(error, error->struct_size);
     if (is("entry_status")) {
         memset(error->text, 'e', (size_t)error->text_capacity);
         return (halite_status)(int64_t)number;
