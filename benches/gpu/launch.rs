@@ -4,11 +4,11 @@ use crate::cuda::{Driver, PTX};
 use crate::opencl::Queue;
 use crate::race::Side;
 use crate::report::{Pair, Report, Work};
-use crate::{Outcome, Subject};
+use crate::{Outcome, Subject, failure};
 use halite::DType;
 use halite::hal::{
-    Access, Arg, ArgType, CommandListBuilder, KernelSource, MemoryKind, RecordedArg, RecordedCommand,
-    RecordedRange, Signature,
+    Access, Arg, ArgType, CommandListBuilder, KernelSource, MemoryKind, NativeKernel, RecordedArg,
+    RecordedCommand, RecordedRange, Signature,
 };
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const ROW: usize = 100;
 /// Speed over the driver's: its time and a tenth.
 const REQUIRED_ON_CUDA: f64 = 1.0 / 1.1;
-const BUFFER_BYTES: usize = 4096;
+pub(crate) const BUFFER_BYTES: usize = 4096;
 
 const OPENCL_SOURCE: &str = "__kernel __attribute__((reqd_work_group_size(1, 1, 1)))
 void nothing(__global float *x) { x[0] = 1.0f; }
@@ -29,7 +29,8 @@ pub(crate) fn bench(subject: &Subject, report: &mut Report) -> Outcome {
     }
     let device = subject.engine.device();
     let stream = device.create_stream()?;
-    let kernel = device.load(&source(subject))?;
+    let source = source(subject).ok_or_else(|| failure("there is no kernel in this device's formats"))?;
+    let kernel = device.load(&source)?;
     let buffer = device.allocate(BUFFER_BYTES as u64, MemoryKind::Device)?.all();
     let args = [Arg::Buffer(buffer.clone())];
     let mut commands = CommandListBuilder::new();
@@ -77,7 +78,7 @@ pub(crate) fn bench(subject: &Subject, report: &mut Report) -> Outcome {
     report.measure("a launch and a wait", sides, &[Work::Times(1.0); 2], &pairs)
 }
 
-fn timed(count: u64, mut run: impl FnMut() -> Outcome) -> Outcome<Duration> {
+pub(crate) fn timed(count: u64, mut run: impl FnMut() -> Outcome) -> Outcome<Duration> {
     let begin = Instant::now();
     for _ in 0..count {
         run()?;
@@ -85,16 +86,28 @@ fn timed(count: u64, mut run: impl FnMut() -> Outcome) -> Outcome<Duration> {
     Ok(begin.elapsed())
 }
 
-fn source(subject: &Subject) -> KernelSource {
+/// A kernel of one argument that does next to nothing.
+pub(crate) fn source(subject: &Subject) -> Option<KernelSource> {
     let (entry, workgroup, requires) = ("nothing".to_owned(), [1, 1, 1], Vec::new());
     let buffer = ArgType::Buffer { dtype: DType::F32, access: Access::Write };
     let signature = Signature::new(vec![buffer]);
     if subject.is_cuda() {
         let bytes = PTX.as_bytes().into();
-        return KernelSource::Binary { format: "ptx", bytes, entry, workgroup, signature, requires };
+        return Some(KernelSource::Binary { format: "ptx", bytes, entry, workgroup, signature, requires });
+    }
+    if subject.info.accepts("native") {
+        return Some(KernelSource::Native(NativeKernel::new(entry, signature, |_| Ok(()))));
     }
     let (language, source, options) = ("opencl-c", OPENCL_SOURCE.into(), String::new());
-    KernelSource::Text { language, source, entry, options, workgroup, signature, requires }
+    subject.is_opencl().then_some(KernelSource::Text {
+        language,
+        source,
+        entry,
+        options,
+        workgroup,
+        signature,
+        requires,
+    })
 }
 
 /// The driver's own queue with the same kernel.

@@ -7,6 +7,7 @@
 //! | `launch` | launches of a small kernel: in a row, one by one, recorded | the driver's own launches |
 //! | `bf16` | CUDA: large products in bf16, as dispatched, and every own kernel | PyTorch (`--torch`), or cuBLASLt |
 //! | `training` | the training step of `benches/peers`, recorded and replayed | |
+//! | `layers` | launches and the training step inside of `trace` and `validate`; `cpu:0` too | the same without |
 //!
 //! The sides of a comparison take turns within one process, and a ratio is formed round by round; see `race.rs`. What the
 //! machine lacks is skipped with a reason. The file that Cargo builds runs alone, on a machine without Rust: it opens
@@ -20,6 +21,7 @@ mod common;
 mod cuda;
 mod graphs;
 mod launch;
+mod layers;
 mod library;
 mod matmul;
 mod opencl;
@@ -44,8 +46,8 @@ const USAGE: &str =
     "usage: gpu [--device NAME] [--part NAME]... [--rounds N] [--seconds S] [--torch COMMAND] [--json] \
                      [--require]
 
-  --device NAME    opencl:0 (default), cuda:0, ...
-  --part NAME      matmul, bandwidth, launch, bf16 or training; repeatable; all by default
+  --device NAME    opencl:0 (default), cuda:0, cpu:0, ...
+  --part NAME      matmul, bandwidth, launch, bf16, training or layers; repeatable; all by default
   --rounds N       turns of every side of a comparison (9)
   --seconds S      length of one side's turn (0.15)
   --torch COMMAND  PyTorch's side of bf16 products, such as \"python3 benches/peers/matmul.py --on-request\"
@@ -55,12 +57,13 @@ const USAGE: &str =
 type Bench = fn(&Subject, &mut Report) -> Outcome;
 
 /// Every part, in the order of running.
-const PARTS: [(&str, Bench); 5] = [
+const PARTS: [(&str, Bench); 6] = [
     ("matmul", matmul::bench),
     ("bandwidth", bandwidth::bench),
     ("launch", launch::bench),
     ("bf16", bf16::bench),
     ("training", training::bench),
+    ("layers", layers::bench),
 ];
 
 /// The device that is measured.

@@ -6,8 +6,8 @@ use crate::random::Random;
 use crate::target::{PluginAccess, Target};
 use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::{
-    Arg, Buffer, BufferSlice, Device, DeviceInfo, ErrorKind, Event, Kernel, KernelSource, MemoryKind, Result,
-    Scalar, Stream, as_bytes, from_bytes,
+    Arg, ArgType, Buffer, BufferSlice, Device, DeviceInfo, ErrorKind, Event, Kernel, KernelSource,
+    MemoryKind, Result, Scalar, Stream, as_bytes, from_bytes,
 };
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -28,13 +28,22 @@ pub(crate) struct Shared {
 
 /// A launch that is accepted, and fails as enqueued work.
 pub(crate) struct Failing {
+    device: Device,
     kernel: Kernel,
-    args: Vec<Arg>,
 }
 
 impl Failing {
     pub(crate) fn launch(&self, stream: &Stream) -> Result<()> {
-        stream.launch(&self.kernel, [1, 1, 1], &self.args)
+        let len = |arg: &ArgType| match arg {
+            ArgType::Buffer { dtype, .. } => (4 * dtype.size() as u64).max(self.kernel.workspace_bytes()),
+            ArgType::Scalar(_) => 0,
+        };
+        // Streams that fail side by side must not share what they might write.
+        let fresh = |arg: &ArgType| -> Result<Arg> {
+            Ok(self.device.allocate(len(arg), MemoryKind::Device)?.all().into())
+        };
+        let args = self.kernel.signature().args.iter().map(fresh).collect::<Result<Vec<_>>>()?;
+        stream.launch(&self.kernel, [1, 1, 1], &args)
     }
 }
 
@@ -157,7 +166,7 @@ impl Context {
     /// Something to launch that is accepted and fails as work; a device that has nothing of the kind leaves the test out.
     pub(crate) fn failing(&self) -> Result<Failing, Stop> {
         let reason = match self.kernel(TestKernel::Fail) {
-            Ok(kernel) => return Ok(Failing { kernel, args: Vec::new() }),
+            Ok(kernel) => return Ok(Failing { device: self.device.clone(), kernel }),
             Err(failure @ Stop::Failed(_)) => return Err(failure),
             Err(reason) => reason,
         };
@@ -172,16 +181,7 @@ impl Context {
                 ),
                 reason => reason,
             }),
-            kernel => {
-                let (kernel, out) = (kernel?, self.buffer(4 * dtype.size())?);
-                let mut args = vec![out.into()];
-                if kernel.workspace_bytes() > 0 {
-                    args.push(
-                        self.device.allocate(kernel.workspace_bytes(), MemoryKind::Device)?.all().into(),
-                    );
-                }
-                Ok(Failing { kernel, args })
-            }
+            kernel => Ok(Failing { device: self.device.clone(), kernel: kernel? }),
         }
     }
 

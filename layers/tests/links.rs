@@ -41,7 +41,8 @@ fn bytes(stream: &Stream, buffer: &Buffer) -> Vec<u8> {
     bytes
 }
 
-const NOTHING: &str = "seed=1";
+/// A rule that strikes nowhere here.
+const NOTHING: &str = "load@1000=fail";
 
 #[test]
 fn without_a_rule_nothing_befalls_a_link() {

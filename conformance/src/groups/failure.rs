@@ -155,8 +155,8 @@ fn skipping(tests: &mut Tests) {
         },
     );
     tests.add("skipped-work-frees-its-buffers", "buffers of skipped work are given back", |context| {
-        let before = context.device().memory()?.used_bytes;
         let (stream, kernel) = (context.stream()?, failing(context)?);
+        let before = context.device().memory()?.used_bytes;
         for _ in 0..10 {
             let buffer = context.buffer(1 << 18)?;
             let _ = stream.fill(&buffer, &[1]);

@@ -81,7 +81,8 @@ pub(crate) fn run_with(seed: u64, corrupted: bool, verified: bool, open: &dyn Fn
     let start = Instant::now();
     loop {
         let now = inner.memory().unwrap();
-        if (now.used_bytes, now.buffers) == (before.used_bytes, before.buffers) {
+        // What another schedule left to the driver's threads may have gone meanwhile.
+        if now.used_bytes <= before.used_bytes && now.buffers <= before.buffers {
             break;
         }
         assert!(start.elapsed() < DRAIN_LIMIT, "{context}: {now:?} is left of {before:?}");
