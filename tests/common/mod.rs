@@ -96,3 +96,24 @@ pub fn relative_difference(a: &[f64], b: &[f64]) -> f64 {
 pub fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.to_f64().unwrap_or_else(|error| panic!("{tensor:?}: {error}"))
 }
+
+/// The example plugin, compiled; `None`, with a printed reason, where there is no compiler.
+pub fn example_plugin() -> Option<PathBuf> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = folder("example-plugin").join("libhalite_npu_example.so");
+    let mut command = Command::new("cc");
+    command
+        .args(["-std=c99", "-O1", "-shared", "-fPIC", "-pthread", "-I"])
+        .arg(format!("{root}/hal/include"));
+    command.arg("-o").arg(&output).arg(format!("{root}/backends/npu/example-plugin/example.c"));
+    match command.output() {
+        Ok(result) => {
+            assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+            Some(output)
+        }
+        Err(error) => {
+            println!("skipped: no C compiler: {error}");
+            None
+        }
+    }
+}

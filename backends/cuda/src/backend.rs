@@ -2,12 +2,12 @@
 
 use crate::api::Driver;
 use crate::blas::CublasLt;
-use crate::cache::{CACHE_VARIABLE, Cache};
 use crate::context::Context;
 use crate::device::{self, DeviceShared};
 use crate::library::Libraries;
 use crate::nvrtc::{Compiler, Nvrtc};
 use crate::probe::{self, Properties, Toolkit};
+use halite_cache::{CACHE_VARIABLE, Cache};
 use halite_hal::{Device, DeviceId, DeviceInfo, Error, Result, driver};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -105,7 +105,8 @@ impl CudaBackend {
 
     fn cache(&self) -> Cache {
         let variable = || std::env::var_os(CACHE_VARIABLE).filter(|_| !self.ignores_environment);
-        Cache::new(self.cache_folder.clone().or_else(|| variable().map(PathBuf::from)))
+        let folder = self.cache_folder.clone().or_else(|| variable().map(PathBuf::from));
+        folder.map_or_else(|| Cache::of_user(NAME), |folder| Cache::in_folder(NAME, &folder))
     }
 }
 

@@ -5,7 +5,6 @@ use crate::blas::{Blas, CublasLt};
 use crate::buffer;
 use crate::buffer::HostAddress;
 use crate::builtin::Builtins;
-use crate::cache::Cache;
 use crate::context::{Context, Current, EventHandle, ModuleHandle, StreamHandle};
 use crate::graph;
 use crate::kernel;
@@ -15,6 +14,7 @@ use crate::probe::Properties;
 use crate::reaper::Reaper;
 use crate::staging::Staging;
 use crate::stream::{CudaStream, StreamShared};
+use halite_cache::Cache;
 use halite_hal::{
     Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
     MemoryKind, RecordedCommand, Result, driver,

@@ -23,7 +23,7 @@
 //! | `device.rs`, `buffer.rs`, `stream.rs`, `event.rs`, `kernel.rs` | what the layer sees |
 //! | `op.rs`, `transfer.rs`, `staging.rs` | commands in the driver's terms; host memory to the device and back |
 //! | `graph.rs`, `peer.rs` | command lists as graphs; copies between devices |
-//! | `nvrtc.rs`, `image.rs`, `cache.rs` | compiling, checking images, images on disk |
+//! | `nvrtc.rs`, `image.rs` | compiling, checking images; `halite-cache` keeps them on disk |
 //! | `builtin.rs`, `builtin.cu`, `builtin.ptx`, `blas.rs` | built-in operations |
 //! | `reaper.rs` | gives back what finished work held, while nobody asks |
 
@@ -32,7 +32,6 @@ mod backend;
 mod blas;
 mod buffer;
 mod builtin;
-mod cache;
 mod context;
 mod device;
 mod error;
@@ -52,6 +51,6 @@ mod sys;
 mod transfer;
 
 pub use backend::{CudaBackend, Library};
-pub use cache::CACHE_VARIABLE;
+pub use halite_cache::CACHE_VARIABLE;
 pub use library::{CUBLASLT_VARIABLE, DRIVER_VARIABLE, Libraries, NVRTC_VARIABLE};
 pub use nvrtc::Compiler;

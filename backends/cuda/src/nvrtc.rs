@@ -1,11 +1,11 @@
 //! Compiling CUDA C with NVRTC, NVIDIA's compiler as a library. It needs no GPU.
 
 use crate::api::Version;
-use crate::cache::{self, Key};
 use crate::error::nvrtc_error;
 use crate::library::{self, Libraries, Wanted, one_line};
 use crate::probe::Capability;
 use crate::sys::{NvrtcTable, nvrtcProgram};
+use halite_cache::Key;
 use halite_hal::{Error, ErrorKind, Result};
 use std::ffi::{CStr, CString, c_int};
 use std::fmt;
@@ -237,7 +237,7 @@ impl Nvrtc {
         fields.extend(folders.iter().map(|folder| folder.as_ref()));
         fields.push("options");
         fields.extend(options.words.iter().map(String::as_str));
-        cache::key(&fields)
+        halite_cache::key(&fields)
     }
 
     /// Compiles to a cubin, or to PTX for a virtual architecture.

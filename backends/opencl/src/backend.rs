@@ -1,9 +1,9 @@
 //! The backend: the devices of all platforms.
 
-use crate::cache::{CACHE_VARIABLE, Cache};
 use crate::device::{self, DeviceShared};
 use crate::library::{self, LIBRARY_VARIABLE, Library};
 use crate::probe::{self, Found};
+use halite_cache::{CACHE_VARIABLE, Cache};
 use halite_hal::{Device, DeviceInfo, Error, Result, driver};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -71,7 +71,12 @@ impl OpenClBackend {
 
     fn cache(&self, device: &Found) -> Cache {
         let folder = self.cache_folder.clone().or_else(|| self.setting(CACHE_VARIABLE).map(PathBuf::from));
-        Cache::new(folder, device.keeps_kernels)
+        match folder {
+            Some(folder) => Cache::in_folder(NAME, &folder),
+            // Unless asked, not where the driver keeps compiled kernels itself and is slow to give them away.
+            None if device.keeps_kernels => Cache::none(),
+            None => Cache::of_user(NAME),
+        }
     }
 
     /// A variable's value, unless the environment is left aside.

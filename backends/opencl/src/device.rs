@@ -2,7 +2,6 @@
 
 use crate::api::{Context, Mem, Queue};
 use crate::buffer;
-use crate::cache::Cache;
 use crate::error;
 use crate::kernel;
 use crate::library::Library;
@@ -11,6 +10,7 @@ use crate::program::Programs;
 use crate::reaper::Reaper;
 use crate::staging::Staging;
 use crate::stream::{OpenClStream, StreamShared};
+use halite_cache::Cache;
 use halite_hal::{
     Buffer, Device, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
     MemoryKind, Result, driver,

@@ -20,14 +20,13 @@
 //! | `backend.rs`, `probe.rs` | which devices there are, and what they can do |
 //! | `device.rs`, `buffer.rs`, `stream.rs`, `event.rs`, `kernel.rs`, `builtin.rs` | what the layer sees |
 //! | `staging.rs` | host memory of our own for blocking copies |
-//! | `program.rs`, `cache.rs` | compiling, and binaries on disk |
+//! | `program.rs` | compiling; `halite-cache` keeps binaries on disk |
 //! | `reaper.rs` | gives back what finished work held, while nobody asks |
 
 mod api;
 mod backend;
 mod buffer;
 mod builtin;
-mod cache;
 mod device;
 mod error;
 mod event;
@@ -40,5 +39,5 @@ mod staging;
 mod stream;
 
 pub use backend::OpenClBackend;
-pub use cache::CACHE_VARIABLE;
+pub use halite_cache::CACHE_VARIABLE;
 pub use library::LIBRARY_VARIABLE;

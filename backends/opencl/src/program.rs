@@ -1,10 +1,10 @@
 //! Compiling: from OpenCL C, or from a binary that an earlier compilation left on disk.
 
 use crate::api::{Program, c_string};
-use crate::cache::{self, Cache, Key};
 use crate::device::{DeviceShared, lock};
 use crate::error;
 use crate::probe::Found;
+use halite_cache::{Cache, Key};
 use halite_hal::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -36,7 +36,8 @@ impl DeviceShared {
     /// `Build` with the compiler's log; `InvalidArgument` for options that OpenCL does not know.
     pub(crate) fn program(&self, source: &str, options: &str) -> Result<Arc<Program>> {
         let programs = &self.programs;
-        let key = cache::key(&[env!("CARGO_PKG_VERSION"), &programs.identity, OWN_OPTIONS, options, source]);
+        let key =
+            halite_cache::key(&[env!("CARGO_PKG_VERSION"), &programs.identity, OWN_OPTIONS, options, source]);
         if let Some(program) = lock(&programs.built).get(&key).and_then(Weak::upgrade) {
             return Ok(program);
         }

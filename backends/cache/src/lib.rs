@@ -1,8 +1,10 @@
-//! Compiled programs on disk.
+//! Compiled kernels on disk, for backends that compile.
 //!
-//! A file holds the key that it was made for and a checksum of what follows, and is named after the key: the compiler's
-//! version, the architecture, the options and the source. So a binary of another compiler, or a damaged one, is never
-//! given to the driver. Whatever goes wrong here costs a compilation and nothing else.
+//! A file holds the key that it was made for and a checksum of what follows, and is named after the key, which the backend
+//! makes of all that a binary depends on: compiler, device, options and source. So a binary for something else, or a
+//! damaged one, is never given to a driver. Whatever goes wrong here costs a compilation and nothing else.
+
+#![forbid(unsafe_code)]
 
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
@@ -16,7 +18,7 @@ use std::time::SystemTime;
 pub const CACHE_VARIABLE: &str = "HALITE_CACHE_DIR";
 
 /// What a program is for, as a hash.
-pub(crate) type Key = [u8; 32];
+pub type Key = [u8; 32];
 
 const MAGIC: [u8; 8] = *b"HALITEC1";
 const HEADER_BYTES: usize = MAGIC.len() + 2 * size_of::<Key>();
@@ -25,12 +27,12 @@ const MAX_TOTAL_BYTES: u64 = 256 << 20;
 
 /// A folder of binaries; none keeps nothing.
 #[derive(Debug, Clone)]
-pub(crate) struct Cache {
+pub struct Cache {
     folder: Option<PathBuf>,
 }
 
 /// The hash of fields, whose borders count.
-pub(crate) fn key(fields: &[&str]) -> Key {
+pub fn key(fields: &[&str]) -> Key {
     let mut hash = Sha256::new();
     for field in fields {
         hash.update((field.len() as u64).to_le_bytes());
@@ -40,15 +42,30 @@ pub(crate) fn key(fields: &[&str]) -> Key {
 }
 
 impl Cache {
-    /// The folder `explicit`, or else the user's own. An empty folder is none.
-    pub(crate) fn new(explicit: Option<PathBuf>) -> Self {
-        let own = || user_folder(|name| std::env::var_os(name), std::env::home_dir());
-        let folder = explicit.or_else(own).filter(|folder| !folder.as_os_str().is_empty());
-        Self { folder: folder.map(|folder| folder.join("cuda")) }
+    /// Keeps binaries of `backend` in the folder `explicit`; an empty path is none.
+    pub fn in_folder(backend: &str, explicit: &Path) -> Self {
+        let is_there = !explicit.as_os_str().is_empty();
+        Self { folder: is_there.then(|| explicit.join(backend)) }
+    }
+
+    /// Keeps them in the user's own folder, where the system names one.
+    pub fn of_user(backend: &str) -> Self {
+        let folder = user_folder(|name| std::env::var_os(name), std::env::home_dir());
+        Self { folder: folder.map(|folder| folder.join(backend)) }
+    }
+
+    /// Keeps nothing.
+    pub fn none() -> Self {
+        Self { folder: None }
+    }
+
+    /// Whether anything is kept.
+    pub fn is_on(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// The binary for `key`, if there is an intact one.
-    pub(crate) fn read(&self, key: &Key) -> Option<Vec<u8>> {
+    pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
         let path = self.path(key)?;
         let mut bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -73,7 +90,7 @@ impl Cache {
     }
 
     /// Keeps a binary.
-    pub(crate) fn write(&self, key: &Key, binary: &[u8]) {
+    pub fn write(&self, key: &Key, binary: &[u8]) {
         let Some(path) = self.path(key) else { return };
         if let Err(error) = write_whole(&path, key, binary) {
             log::debug!("cannot keep the compiled program '{}': {error}", path.display());
@@ -85,8 +102,8 @@ impl Cache {
         }
     }
 
-    /// Forgets a binary that its driver refused.
-    pub(crate) fn remove(&self, key: &Key) {
+    /// Forgets a binary, which its driver has refused.
+    pub fn remove(&self, key: &Key) {
         if let Some(path) = self.path(key) {
             _ = fs::remove_file(path);
         }
@@ -186,13 +203,13 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("halite-cuda-cache-{}-{name}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("halite-cache-{}-{name}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }
 
         fn cache(&self) -> Cache {
-            Cache::new(Some(self.0.clone()))
+            Cache::in_folder("tests", &self.0)
         }
     }
 
@@ -251,10 +268,10 @@ mod tests {
         let folder = Folder::new("unwritable");
         let file = folder.0.join("file");
         fs::write(&file, "in the way").unwrap();
-        let cache = Cache::new(Some(file));
+        let cache = Cache::in_folder("tests", &file);
         cache.write(&key(&["k"]), b"code");
         assert_eq!(cache.read(&key(&["k"])), None);
-        let none = Cache { folder: None };
+        let none = Cache::none();
         none.write(&key(&["k"]), b"code");
         assert_eq!(none.read(&key(&["k"])), None);
     }
@@ -278,9 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn a_chosen_folder_wins_and_an_empty_one_keeps_nothing() {
-        assert_eq!(Cache::new(Some("/elsewhere".into())).folder, Some("/elsewhere/cuda".into()));
-        assert_eq!(Cache::new(Some("".into())).folder, None);
+    fn backends_have_folders_of_their_own_and_an_empty_one_keeps_nothing() {
+        let folder = |backend, path: &str| Cache::in_folder(backend, path.as_ref()).folder;
+        assert_eq!(folder("cuda", "/elsewhere"), Some("/elsewhere/cuda".into()));
+        assert_eq!(folder("opencl", "/elsewhere"), Some("/elsewhere/opencl".into()));
+        assert_eq!(folder("cuda", ""), None);
+        assert!(!Cache::none().is_on());
     }
 
     #[cfg(all(unix, not(target_os = "macos")))]
