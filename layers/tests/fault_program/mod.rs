@@ -61,7 +61,8 @@ pub(crate) fn run_with(seed: u64, corrupted: bool, verified: bool, open: &dyn Fn
         if verified { Verify.wrap(faulty).unwrap() } else { faulty }
     };
     let inner = open();
-    let before = inner.memory().unwrap();
+    // A device that is still open is opened again, and what the last program used may be on its way back.
+    drain(&inner, &context);
     let device = wrap(&inner);
     let mut tally = Tally::default();
     let outcome = Program::new(&device, seed, verified, &mut tally).and_then(|mut program| {
@@ -78,16 +79,7 @@ pub(crate) fn run_with(seed: u64, corrupted: bool, verified: bool, open: &dyn Fn
         }
     }
     drop(device);
-    let start = Instant::now();
-    loop {
-        let now = inner.memory().unwrap();
-        // What another schedule left to the driver's threads may have gone meanwhile.
-        if now.used_bytes <= before.used_bytes && now.buffers <= before.buffers {
-            break;
-        }
-        assert!(start.elapsed() < DRAIN_LIMIT, "{context}: {now:?} is left of {before:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    drain(&inner, &context);
     drop(inner);
     // Faults end with the first opening: the device works when it is opened anew.
     let anew = wrap(&open());
@@ -95,6 +87,19 @@ pub(crate) fn run_with(seed: u64, corrupted: bool, verified: bool, open: &dyn Fn
     stream.write(&buffer.all(), vec![1, 2, 3, 4]).unwrap();
     assert_eq!(stream.read(&buffer.all()).unwrap().wait().unwrap(), [1, 2, 3, 4], "{context}");
     tally
+}
+
+/// Waits until nothing is left of the device's buffers.
+fn drain(device: &Device, context: &str) {
+    let start = Instant::now();
+    loop {
+        let now = device.memory().unwrap();
+        if (now.used_bytes, now.buffers) == (0, 0) {
+            break;
+        }
+        assert!(start.elapsed() < DRAIN_LIMIT, "{context}: {now:?} is left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 struct Program {
