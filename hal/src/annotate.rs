@@ -8,12 +8,15 @@
 //!    takes the label of each command that it records, and [`CommandList::label`](crate::CommandList::label) gives it
 //!    back at every replay.
 //!
+//! A library above the layer says by [`call`] what belongs to one call of its user, so that a layer which asks where in the
+//! program something was done need walk the stack once.
+//!
 //! While nobody listens, for any device of the process, each call is one relaxed load, and labels are not even made.
 //! Annotations order nothing and change nothing that is computed.
 
 use crate::pool::PoolStats;
 use crate::{Device, DeviceId};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -91,6 +94,8 @@ static ENTRIES: RwLock<Vec<Entry>> = RwLock::new(Vec::new());
 
 thread_local! {
     static LABELS: RefCell<Vec<Arc<Label>>> = const { RefCell::new(Vec::new()) };
+    /// Calls that are going on, one inside of the other, and the number of the outermost.
+    static CALLS: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
 }
 
 /// Whether anybody listens, for any device. One relaxed load.
@@ -201,6 +206,31 @@ pub fn current() -> Option<Arc<Label>> {
     LABELS.with_borrow(|labels| labels.last().cloned())
 }
 
+/// Marks what the calling thread does from now until the result is dropped as parts of one call that the program made: of
+/// calls inside of one another, the outermost is the program's. Costs two accesses of the thread's own memory.
+#[must_use = "the call ends when this is dropped"]
+pub fn call() -> Call {
+    let (depth, number) = CALLS.get();
+    CALLS.set((depth + 1, if depth == 0 { number + 1 } else { number }));
+    Call(PhantomData)
+}
+
+/// A call that is going on, on the thread that made it.
+pub struct Call(PhantomData<*const ()>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // A thread that ends makes no calls any more.
+        let _ = CALLS.try_with(|calls| calls.set((calls.get().0.saturating_sub(1), calls.get().1)));
+    }
+}
+
+/// The number of the call that the calling thread is in, which no other call of the thread has had; `None` outside of any.
+pub fn current_call() -> Option<u64> {
+    let (depth, number) = CALLS.try_with(Cell::get).ok()?;
+    (depth > 0).then_some(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +258,22 @@ mod tests {
         let mut registry = Registry::new();
         registry.register(Arc::new(NullBackend::new(NullConfig::default()))).unwrap();
         registry.open("null").unwrap()
+    }
+
+    #[test]
+    fn parts_of_a_call_have_its_number_and_the_next_call_has_another() {
+        assert_eq!(current_call(), None);
+        let outer = call();
+        let number = current_call().unwrap();
+        let inner = call();
+        assert_eq!(current_call(), Some(number));
+        assert_eq!(std::thread::spawn(current_call).join().unwrap(), None);
+        drop(inner);
+        assert_eq!(current_call(), Some(number));
+        drop(outer);
+        assert_eq!(current_call(), None);
+        let _next = call();
+        assert_ne!(current_call(), Some(number));
     }
 
     // One test, since whether anybody listens is known to the whole process.

@@ -244,6 +244,7 @@ impl Engine {
 
     /// A settled tensor whose memory, if there is any, is given this content.
     fn settled(&self, dtype: DType, shape: Vec<usize>, len_bytes: u64, content: Content) -> Result<Tensor> {
+        let _call = annotate::call();
         let value = self.once_more(|| self.upload(len_bytes, content.clone()))?;
         Ok(Tensor::from_node(Node::new(
             Op::Leaf,
@@ -272,6 +273,7 @@ impl Engine {
 
     /// Computes a tensor and copies its bytes to the host.
     pub(crate) fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        let _call = annotate::call();
         self.once_more(|| self.evaluate_and_copy(tensor))
     }
 
@@ -307,6 +309,7 @@ impl Engine {
 
     /// Enqueues the computation of every tensor that is not settled yet.
     pub(crate) fn evaluate(&self, tensors: &[&Tensor]) -> Result<()> {
+        let _call = annotate::call();
         self.once_more(|| {
             let mut work = lock(&self.0.work);
             self.reap(&mut work, MAX_IN_FLIGHT)?;

@@ -234,7 +234,7 @@ impl driver::Event for WatchedEvent {
 
 impl Life {
     pub(super) fn new(state: &Arc<State>, object: Object) -> Self {
-        let origin = Arc::new(Place::here());
+        let origin = Place::here();
         let number = lock(&state.living).add(object, origin.clone());
         Self { state: Arc::downgrade(state), number, origin }
     }

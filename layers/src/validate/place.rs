@@ -1,9 +1,12 @@
 //! Places in the caller's program, found from backtraces.
 
+use halite_hal::annotate;
 use std::backtrace::Backtrace;
+use std::cell::RefCell;
 use std::fmt;
+use std::sync::Arc;
 
-/// Where something happened. Taking one walks the stack; symbols are looked up only when it is shown.
+/// Where something happened. Taking one walks the stack, once a call; symbols are looked up only when it is shown.
 pub(super) struct Place(Backtrace);
 
 /// What a stack without symbols, or with nothing but our own frames, is shown as.
@@ -15,10 +18,26 @@ const OWN_SYMBOLS: [&str; 8] = ["halite_", "std::", "core::", "alloc::", "backtr
 /// Where this crate was built; its siblings lie beside it.
 const OWN_FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 
+thread_local! {
+    /// The last call that the thread's user made of a library above the layer, with where it was made.
+    static LAST_CALL: RefCell<Option<(u64, Arc<Place>)>> = const { RefCell::new(None) };
+}
+
 impl Place {
-    /// The caller's stack as it is now.
-    pub(super) fn here() -> Self {
-        Self(Backtrace::force_capture())
+    /// The caller's stack as it is now; of one call of the program's ([`annotate::call`]), as it was when it was looked at
+    /// first, for what differs since is not the program's.
+    pub(super) fn here() -> Arc<Self> {
+        let capture = || Arc::new(Self(Backtrace::force_capture()));
+        let Some(call) = annotate::current_call() else { return capture() };
+        let of_call = LAST_CALL.try_with(|last| {
+            let mut last = last.borrow_mut();
+            match &*last {
+                Some((number, place)) if *number == call => place.clone(),
+                _ => last.insert((call, capture())).1.clone(),
+            }
+        });
+        // At the end of the thread there is no memory of it.
+        of_call.unwrap_or_else(|_| capture())
     }
 }
 
@@ -119,6 +138,17 @@ mod tests {
                     3: painter::blur::h0123456789abcdef\n             at ./src/blur.rs:40:9\n   4: main\n";
         let expected = ("painter::blur".to_owned(), Some("./src/blur.rs:40".to_owned()));
         assert_eq!(first_outside(text, "/home/painter", OWN), Some(expected));
+    }
+
+    #[test]
+    fn one_call_is_in_one_place_and_the_next_is_looked_at_anew() {
+        let call = annotate::call();
+        let first = Place::here();
+        assert!(Arc::ptr_eq(&first, &Place::here()));
+        drop(call);
+        assert!(!Arc::ptr_eq(&Place::here(), &Place::here()));
+        let _call = annotate::call();
+        assert!(!Arc::ptr_eq(&first, &Place::here()));
     }
 
     #[test]
