@@ -141,14 +141,12 @@ fn collect(path: &Path) -> Result<Shown, ReadError> {
     events(path, |event| {
         let event = Event(&event);
         let is_ours = event.is_command() || matches!(event.text("cat"), "host" | "fallback");
-        if let (true, Some((begin, end))) = (is_ours, event.span())
-            && let Some(device) = shown.device(event.process())
-        {
-            if event.is_command() && event.text("ph") == "X" {
-                device.commands += 1;
-                let span = device.span.get_or_insert((begin, end));
-                *span = (span.0.min(begin), span.1.max(end));
-            }
+        let (true, Some((begin, end))) = (is_ours, event.span()) else { return };
+        let Some(device) = shown.device(event.process()) else { return };
+        if event.is_command() && event.text("ph") == "X" {
+            device.commands += 1;
+            let span = device.span.get_or_insert((begin, end));
+            *span = (span.0.min(begin), span.1.max(end));
         }
     })?;
     let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
