@@ -1,5 +1,8 @@
 //! What the fuzz targets share.
 
+pub mod lying_plugin;
+pub mod threads;
+
 use halite_npu_isa::crc::crc32;
 
 const HEADER_BYTES: usize = 64;

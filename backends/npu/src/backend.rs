@@ -21,9 +21,11 @@ const NAME: &str = "npu";
 /// A search goes through, in this order: an explicit file (then nothing else is looked at), the files and folders
 /// in `HALITE_PLUGIN_PATH`, the executable's folder, and the emulator in `deps` below it, also under the hashed
 /// name that Cargo gives it as a dependency from a registry or a repository.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct NpuBackend {
     search: Search,
+    /// A plugin that needs no search, and then the only one.
+    linked: Option<&'static Library>,
     /// Added to those in `HALITE_NPU_OPTIONS`.
     options: Vec<(String, String)>,
     reads_environment: bool,
@@ -75,7 +77,23 @@ impl NpuBackend {
     }
 
     fn with(search: Search) -> Self {
-        Self { search, options: Vec::new(), reads_environment: true, call_limit: CALL_LIMIT }
+        let (options, reads_environment) = (Vec::new(), true);
+        Self { search, linked: None, options, reads_environment, call_limit: CALL_LIMIT }
+    }
+
+    /// The backend with one plugin, which is linked into this program and whose entry is called at once: how fuzzing
+    /// gets tables into the loader without files.
+    ///
+    /// # Errors
+    /// Those of loading a file with this entry.
+    ///
+    /// # Safety
+    /// The plugin keeps to the header's rules about memory, for the life of the process.
+    #[doc(hidden)]
+    pub unsafe fn with_linked_plugin(entry: plugin::Entry) -> Result<Self> {
+        // SAFETY: the caller's promise is this function's own.
+        let linked = unsafe { Library::linked(entry)? };
+        Ok(Self { linked: Some(linked), ..Self::with(Search::default()) })
     }
 
     /// Leaves `HALITE_PLUGIN_PATH` and `HALITE_NPU_OPTIONS` aside: only what is named here counts, and, for
@@ -126,6 +144,9 @@ impl NpuBackend {
     }
 
     fn libraries(&self) -> Result<Vec<&'static Library>> {
+        if let Some(linked) = self.linked {
+            return Ok(vec![linked]);
+        }
         let found = self.search.run()?;
         let mut libraries: Vec<&'static Library> = Vec::new();
         let mut failures = Vec::new();

@@ -69,6 +69,18 @@ impl Library {
         loaded
     }
 
+    /// A plugin that is linked into this program. It is as if it had been loaded, anew each time.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), of its entry and its table.
+    ///
+    /// # Safety
+    /// As [`start`](Self::start).
+    pub(crate) unsafe fn linked(entry: Entry) -> Result<&'static Self> {
+        // SAFETY: the caller's promise is this function's own.
+        Ok(Box::leak(Box::new(unsafe { Self::start(Path::new("(linked)"), entry)? })))
+    }
+
     /// Runs a call that must come back within a limit on a thread of its own. If it does not, or ends with an exception,
     /// the plugin is not called again.
     pub(crate) fn watch<T: Send + 'static>(
@@ -154,6 +166,15 @@ impl Library {
                 format_args!("exports no function {}, so it is no plugin", plugin::ENTRY_SYMBOL),
             ));
         };
+        // SAFETY: the file is a plugin by what it exports; that it keeps to the header is its author's promise.
+        unsafe { Self::start(path, entry) }
+    }
+
+    /// Calls a plugin's entry and takes its table.
+    ///
+    /// # Safety
+    /// The plugin keeps to the header's rules about memory: at the entry, in the table, and in the table's functions.
+    unsafe fn start(path: &Path, entry: Entry) -> Result<Self> {
         let mut raw = ptr::null();
         let mut report = Report::line();
         let boundary = Boundary::enter(path, plugin::ENTRY_SYMBOL);

@@ -25,7 +25,7 @@ impl Options {
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let pair = part.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
             let (key, value) = pair.filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
-                Error::invalid(format!("{OPTIONS_VARIABLE} has '{part}', which is no key=value"))
+                Error::invalid(one_line(&format!("{OPTIONS_VARIABLE} has '{part}', which is no key=value")))
             })?;
             options.push(key, value)?;
         }
@@ -36,11 +36,12 @@ impl Options {
     /// Adds an option behind the others.
     pub(crate) fn push(&mut self, key: &str, value: &str) -> Result<()> {
         if key.is_empty() {
-            return Err(Error::invalid(format!("an option with the value '{value}' has no key")));
+            return Err(Error::invalid(one_line(&format!("an option with the value '{value}' has no key"))));
         }
         let c_string = |text: &str| {
-            CString::new(text)
-                .map_err(|_| Error::invalid(format!("option '{key}' holds a zero byte; remove it")))
+            CString::new(text).map_err(|_| {
+                Error::invalid(one_line(&format!("option '{key}' holds a zero byte; remove it")))
+            })
         };
         self.pairs.push((c_string(key)?, c_string(value)?));
         Ok(())
@@ -135,6 +136,14 @@ mod tests {
         // What is no refusal stays as it is.
         let absent = Error::unavailable("no hardware");
         assert_eq!(options.refused_by(Path::new("npu.so"), absent).message(), "no hardware");
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_that_no_terminal_obeys() {
+        let error = Options::parse("a=b,\x1b[2J\nthreads\x04").unwrap_err();
+        assert_eq!(error.message(), "HALITE_NPU_OPTIONS has ' [2J threads ', which is no key=value");
+        let error = Options::default().push("\x07key", "\0").unwrap_err();
+        assert_eq!(error.message(), "option ' key' holds a zero byte; remove it");
     }
 
     #[test]

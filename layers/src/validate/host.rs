@@ -82,15 +82,16 @@ mod tests {
     use super::*;
     use halite_hal::{DeviceId, MemoryKind};
 
-    /// A buffer over `bytes`, which outlive it.
-    fn over(bytes: &'static mut [u8]) -> Buffer {
-        let (len, first) = (bytes.len() as u64, NonNull::new(bytes.as_mut_ptr()));
-        Buffer::new(DeviceId::new("test", 0), MemoryKind::HostVisible, len, first, Box::new(()))
+    /// A buffer of zeros.
+    fn zeros(len: usize) -> Buffer {
+        let mut bytes = vec![0u8; len];
+        let first = NonNull::new(bytes.as_mut_ptr());
+        Buffer::new(DeviceId::new("test", 0), MemoryKind::HostVisible, len as u64, first, Box::new(bytes))
     }
 
     #[test]
     fn zones_and_sums_stay_inside_of_the_buffer() {
-        let memory = over(vec![0; 100].leak());
+        let memory = zeros(100);
         assert!(mark(&memory, 36));
         assert_eq!(zone(&memory, 36).unwrap(), zone::PATTERN);
         assert!(!mark(&memory, 37), "the zone does not fit");
@@ -101,12 +102,11 @@ mod tests {
 
     #[test]
     fn every_byte_changes_the_sum() {
-        let bytes = vec![0u8; 21].leak();
-        let first = bytes.as_mut_ptr();
-        let memory = over(bytes);
+        let memory = zeros(21);
+        let first = memory.host_pointer().unwrap();
         let before = sum(&memory, &(0..21)).unwrap();
         for offset in 0..21 {
-            // SAFETY: inside of the leaked bytes, which nothing else uses now.
+            // SAFETY: inside of the buffer, which nothing else uses now.
             unsafe { first.add(offset).write(1) };
             assert_ne!(sum(&memory, &(0..21)).unwrap(), before, "{offset}");
             // SAFETY: as above.

@@ -15,6 +15,11 @@ use std::path::Path;
 
 /// Commands of each device that are shown in full, from the middle of its work.
 const SHOWN_COMMANDS: u64 = 160;
+/// Devices, rows of all devices, and bars of each device that are shown at most: a page is for people, whatever the size
+/// of the trace.
+const MOST_DEVICES: usize = 32;
+const MOST_ROWS: usize = 256;
+const MOST_BARS: usize = 1000;
 /// Operations with a colour of their own.
 const COLOURS: usize = 8;
 const BINS: usize = 500;
@@ -30,7 +35,6 @@ const CHARACTER: f64 = 6.2;
 /// Bars of a row of the timeline.
 #[derive(Default)]
 struct Row {
-    name: String,
     bars: Vec<Bar>,
     /// Share of each part of the device's time that commands take.
     busy: Vec<f64>,
@@ -52,6 +56,42 @@ struct Device {
     span: Option<(f64, f64)>,
     window: Option<(f64, f64)>,
     rows: BTreeMap<u64, Row>,
+    /// Names of threads and streams, with rows or without.
+    names: BTreeMap<u64, String>,
+    bars: usize,
+}
+
+/// What the page shows.
+#[derive(Default)]
+struct Shown {
+    devices: BTreeMap<u64, Device>,
+    rows: usize,
+    /// Whether there was more.
+    is_cut: bool,
+}
+
+impl Shown {
+    /// A device that has a section, or gets one.
+    fn device(&mut self, process: u64) -> Option<&mut Device> {
+        if self.devices.len() >= MOST_DEVICES && !self.devices.contains_key(&process) {
+            self.is_cut = true;
+            return None;
+        }
+        Some(self.devices.entry(process).or_default())
+    }
+
+    /// A row of a device that has a section.
+    fn row(&mut self, process: u64, thread: u64) -> Option<&mut Row> {
+        let rows = &mut self.devices.get_mut(&process)?.rows;
+        if !rows.contains_key(&thread) {
+            if self.rows >= MOST_ROWS {
+                self.is_cut = true;
+                return None;
+            }
+            self.rows += 1;
+        }
+        Some(rows.entry(thread).or_default())
+    }
 }
 
 /// Writes the page.
@@ -59,7 +99,7 @@ struct Device {
 /// # Errors
 /// For what is no trace, or a damaged one.
 pub(super) fn html(path: &Path, summary: &Summary) -> Result<String, ReadError> {
-    let devices = collect(path)?;
+    let Shown { devices, is_cut, .. } = collect(path)?;
     let names = device_names(devices.iter().map(|(&process, device)| (process, device.title.as_str())));
     let colours = colours(summary);
     let mut page = format!(
@@ -87,41 +127,40 @@ pub(super) fn html(path: &Path, summary: &Summary) -> Result<String, ReadError> 
         stretch(&mut page, device, &colours);
         page.push_str("</section>\n");
     }
+    if is_cut {
+        page.push_str("<p>Devices, streams or events beyond what fits a page are left out.</p>\n");
+    }
     operations(&mut page, summary, &colours);
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }
 
 /// Reads what the page shows: first how busy streams were and which stretches to show, then what lies in these.
-fn collect(path: &Path) -> Result<BTreeMap<u64, Device>, ReadError> {
-    let mut devices: BTreeMap<u64, Device> = BTreeMap::new();
+fn collect(path: &Path) -> Result<Shown, ReadError> {
+    let mut shown = Shown::default();
     events(path, |event| {
         let event = Event(&event);
         let is_ours = event.is_command() || matches!(event.text("cat"), "host" | "fallback");
-        if let (true, Some((begin, end))) = (is_ours, event.span()) {
-            let device = devices.entry(event.process()).or_default();
-            if event.is_command() && event.text("ph") == "X" {
-                device.commands += 1;
-                let span = device.span.get_or_insert((begin, end));
-                *span = (span.0.min(begin), span.1.max(end));
-            }
+        let (true, Some((begin, end))) = (is_ours, event.span()) else { return };
+        let Some(device) = shown.device(event.process()) else { return };
+        if event.is_command() && event.text("ph") == "X" {
+            device.commands += 1;
+            let span = device.span.get_or_insert((begin, end));
+            *span = (span.0.min(begin), span.1.max(end));
         }
     })?;
     let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
     events(path, |event| {
         let event = Event(&event);
-        let Some(device) = devices.get_mut(&event.process()) else { return };
+        let Some(device) = shown.devices.get_mut(&event.process()) else { return };
         match (event.text("ph"), event.text("name")) {
             ("M", "process_name") => device.title = event.arg_text("name").to_owned(),
             ("M", "thread_name") => {
-                device.rows.entry(event.thread()).or_default().name = event.arg_text("name").to_owned();
+                device.names.insert(event.thread(), event.arg_text("name").to_owned());
             }
             ("X", _) if event.is_command() => {
                 let (Some((begin, end)), Some((first, last))) = (event.span(), device.span) else { return };
                 let bin_us = ((last - first) / BINS as f64).max(f64::MIN_POSITIVE);
-                let row = device.rows.entry(event.thread()).or_default();
-                row.busy.resize(BINS, 0.0);
-                fill_bins(&mut row.busy, (begin - first) / bin_us, (end - first) / bin_us);
                 let number = seen.entry(event.process()).or_default();
                 let skipped = device.commands.saturating_sub(SHOWN_COMMANDS) / 2;
                 if (skipped..skipped + SHOWN_COMMANDS).contains(number) {
@@ -129,24 +168,33 @@ fn collect(path: &Path) -> Result<BTreeMap<u64, Device>, ReadError> {
                     *window = (window.0.min(begin), window.1.max(end));
                 }
                 *number += 1;
+                if let Some(row) = shown.row(event.process(), event.thread()) {
+                    row.busy.resize(BINS, 0.0);
+                    fill_bins(&mut row.busy, (begin - first) / bin_us, (end - first) / bin_us);
+                }
             }
             _ => {}
         }
     })?;
     events(path, |event| {
         let event = Event(&event);
-        let Some(device) = devices.get_mut(&event.process()) else { return };
+        let Some(device) = shown.devices.get_mut(&event.process()) else { return };
         let (Some((from, to)), Some((begin, end))) = (device.window, event.span()) else { return };
         let is_bar = event.text("ph") == "X" && (event.is_command() || event.text("cat") == "host");
         if !is_bar || end < from || begin > to {
             return;
         }
-        let row = device.rows.entry(event.thread()).or_default();
+        if device.bars >= MOST_BARS {
+            shown.is_cut = true;
+            return;
+        }
+        device.bars += 1;
+        let Some(row) = shown.row(event.process(), event.thread()) else { return };
         let name = event.text("name").to_owned();
         let (category, about) = (event.text("cat").to_owned(), about(&event, end - begin));
         row.bars.push(Bar { begin, end, name, category, about });
     })?;
-    Ok(devices)
+    Ok(shown)
 }
 
 /// Adds the span from `begin` to `end`, in bins, to the share of each bin.
@@ -193,7 +241,7 @@ fn class(name: &str, category: &str, colours: &BTreeMap<&str, usize>) -> String 
 
 fn overview(page: &mut String, device: &Device) {
     let Some((first, last)) = device.span else { return };
-    let rows: Vec<_> = device.rows.values().filter(|row| !row.busy.is_empty()).collect();
+    let rows: Vec<_> = device.rows.iter().filter(|(_, row)| !row.busy.is_empty()).collect();
     let height = ROW * rows.len() as f64 + 22.0;
     let _ = write!(
         page,
@@ -201,9 +249,9 @@ fn overview(page: &mut String, device: &Device) {
     );
     axis(page, last - first, ROW * rows.len() as f64);
     let scale = (WIDTH - LEFT) / BINS as f64;
-    for (index, row) in rows.iter().enumerate() {
+    for (index, (thread, row)) in rows.iter().enumerate() {
         let top = ROW * index as f64;
-        row_name(page, &row.name, top);
+        row_name(page, device, **thread, top);
         let _ = write!(page, "<path class=\"busy\" d=\"M{LEFT} {:.1}", top + ROW - 3.0);
         for (bin, share) in row.busy.iter().enumerate() {
             let y = top + ROW - 3.0 - share * (ROW - 6.0);
@@ -217,13 +265,13 @@ fn overview(page: &mut String, device: &Device) {
 
 fn stretch(page: &mut String, device: &Device, colours: &BTreeMap<&str, usize>) {
     let Some((from, to)) = device.window else { return };
-    let scale = (WIDTH - LEFT) / (to - from).max(f64::MIN_POSITIVE);
+    let scale = (WIDTH - LEFT) / (to - from).max(super::summary::ROUNDING_US);
     let mut body = String::new();
     let mut top = 0.0;
-    for row in device.rows.values().filter(|row| !row.bars.is_empty()) {
+    for (thread, row) in device.rows.iter().filter(|(_, row)| !row.bars.is_empty()) {
         let mut bars: Vec<&Bar> = row.bars.iter().collect();
         bars.sort_by(|a, b| a.begin.total_cmp(&b.begin).then(b.end.total_cmp(&a.end)));
-        row_name(&mut body, &row.name, top);
+        row_name(&mut body, device, *thread, top);
         let mut open: Vec<f64> = Vec::new();
         let mut levels = 1;
         for bar in bars {
@@ -275,8 +323,8 @@ fn escape_lines(text: &str) -> String {
     text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
 }
 
-fn row_name(out: &mut String, name: &str, top: f64) {
-    let name: String = name.chars().take(20).collect();
+fn row_name(out: &mut String, device: &Device, thread: u64, top: f64) {
+    let name: String = device.names.get(&thread).map_or("", String::as_str).chars().take(20).collect();
     let _ = writeln!(out, "<text class=\"row\" x=\"0\" y=\"{:.1}\">{}</text>", top + 14.0, escape(&name));
 }
 
@@ -386,6 +434,45 @@ mod tests {
             r#"[{"ph":"X","pid":1,"tid":1,"ts":0,"dur":1,"name":"load","cat":"host","args":{}}]"#,
         );
         assert!(page.ends_with("</html>\n") && !page.contains("<rect"));
+    }
+
+    #[test]
+    fn whatever_the_times_a_page_ends_and_its_numbers_are_finite() {
+        for (ts, dur) in
+            [("-1e308", "1e308"), ("1e308", "1e308"), ("5e-324", "0"), ("-0.0", "5e-324"), ("7", "0")]
+        {
+            let launch =
+                format!(r#"{{"ph":"X","pid":1,"tid":9,"ts":{ts},"dur":{dur},"name":"a","cat":"launch"}}"#);
+            let early = r#"{"ph":"X","pid":1,"tid":9,"ts":-1e308,"dur":0,"name":"a","cat":"launch"}"#;
+            for events in
+                [format!("[{launch}]"), format!("[{launch},{launch}]"), format!("[{early},{launch}]")]
+            {
+                let page = page_of("times", &events);
+                assert!(!page.contains("NaN") && !page.contains("inf"), "{events}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_has_a_largest_size_whatever_the_number_of_devices_streams_and_events() {
+        let launches = |process: fn(usize) -> usize, thread: fn(usize) -> usize| {
+            let event = |index| {
+                let (process, thread) = (process(index), thread(index));
+                format!(
+                    r#"{{"ph":"X","pid":{process},"tid":{thread},"ts":{index},"dur":9999,"name":"a","cat":"launch"}}"#
+                )
+            };
+            let events: Vec<_> = (0..3000).map(event).collect();
+            format!("[{}]", events.join(","))
+        };
+        for (name, events) in [
+            ("devices", launches(|index| index, |_| 1)),
+            ("streams", launches(|_| 1, |index| index)),
+            ("bars", launches(|_| 1, |_| 1)),
+        ] {
+            let page = page_of(name, &events);
+            assert!(page.len() < 8 << 20 && page.contains("left out"), "{name}: {} bytes", page.len());
+        }
     }
 
     #[test]

@@ -9,6 +9,9 @@ use std::path::Path;
 /// Overlaps up to this are rounding: times are written in microseconds with three decimals.
 pub(super) const ROUNDING_US: f64 = 0.002;
 
+/// Times are taken for no more than this, about 32,000 years on either side of zero, so that sums of them are finite.
+const LONGEST_US: f64 = 1e18;
+
 /// What a trace says, added up. Its JSON is a stable interface: fields may be added, none renamed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
@@ -163,8 +166,13 @@ impl<'a> Event<'a> {
         self.0.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
-    pub(super) fn number(&self, key: &str) -> Option<f64> {
-        self.0.get(key)?.as_f64()
+    /// A time in microseconds.
+    fn time(&self, key: &str) -> Option<f64> {
+        Some(self.0.get(key)?.as_f64()?.clamp(-LONGEST_US, LONGEST_US))
+    }
+
+    fn duration(&self) -> f64 {
+        self.time("dur").unwrap_or(0.0).max(0.0)
     }
 
     pub(super) fn arg(&self, key: &str) -> Option<&'a Value> {
@@ -193,8 +201,8 @@ impl<'a> Event<'a> {
 
     /// Begin and end in microseconds; both are the same for a point.
     pub(super) fn span(&self) -> Option<(f64, f64)> {
-        let begin = self.number("ts")?;
-        Some((begin, begin + self.number("dur").unwrap_or(0.0).max(0.0)))
+        let begin = self.time("ts")?;
+        Some((begin, begin + self.duration()))
     }
 
     /// Whether it is a command on a stream.
@@ -208,8 +216,7 @@ struct Adder {
     events: u64,
     other_events: u64,
     lost_notes: u64,
-    first_us: Option<f64>,
-    last_us: f64,
+    span: Option<(f64, f64)>,
     devices: BTreeMap<u64, Device>,
     streams: HashMap<(u64, u64), Stream>,
     ops: HashMap<(u64, String), Op>,
@@ -306,10 +313,10 @@ impl Adder {
     fn extend(&mut self, event: &Event<'_>) -> f64 {
         self.events += 1;
         let Some((begin, end)) = event.span() else { return 0.0 };
-        self.first_us = Some(self.first_us.map_or(begin, |first| first.min(begin)));
-        self.last_us = self.last_us.max(end);
+        let (first, last) = self.span.unwrap_or((begin, end));
+        self.span = Some((first.min(begin), last.max(end)));
         // The difference of the two would be rounded.
-        event.number("dur").unwrap_or(0.0).max(0.0)
+        event.duration()
     }
 
     fn add_command(&mut self, event: &Event<'_>) {
@@ -339,7 +346,7 @@ impl Adder {
                     device.replays += 1;
                     device.launches = device.launches.saturating_add(event.arg_count("launches"));
                 } else {
-                    device.launches += 1;
+                    device.launches = device.launches.saturating_add(1);
                 }
                 let op = self.ops.entry(key).or_default();
                 op.add(us);
@@ -356,17 +363,16 @@ impl Adder {
         let names =
             device_names(self.devices.iter().map(|(&process, device)| (process, device.title.as_str())));
         let name = |process: &u64| names.get(process).cloned().unwrap_or_default();
+        let mut streams: HashMap<u64, Vec<&Stream>> = HashMap::new();
+        for ((process, _), stream) in &self.streams {
+            streams.entry(*process).or_default().push(stream);
+        }
         let mut busy: HashMap<u64, f64> = HashMap::new();
         let devices = self
             .devices
             .iter()
             .map(|(process, device)| {
-                let streams: Vec<_> = self
-                    .streams
-                    .iter()
-                    .filter(|((own, _), _)| own == process)
-                    .map(|(_, stream)| stream)
-                    .collect();
+                let streams = streams.get(process).map_or(&[][..], Vec::as_slice);
                 let sum =
                     |part: fn(&Stream) -> f64| streams.iter().fold(0.0, |sum, stream| sum + part(stream));
                 let busy_us = sum(|stream| stream.busy_us);
@@ -431,7 +437,7 @@ impl Adder {
             other_events: self.other_events,
             ending,
             lost_notes: self.lost_notes,
-            span_us: self.first_us.map_or(0.0, |first| self.last_us - first),
+            span_us: self.span.map_or(0.0, |(first, last)| last - first),
             devices,
             ops: ops.collect(),
             copies: copies.collect(),
@@ -571,9 +577,40 @@ mod tests {
         let replay = format!(
             r#"{{"ph":"X","cat":"replay","name":"list","ts":1,"dur":2,"pid":1,"tid":1,"args":{{"launches":{most}}}}}"#
         );
-        let summary = summary(&format!("[{copy},{copy},{launch},{launch},{replay},{replay}]"));
+        let summary = summary(&format!("[{copy},{copy},{launch},{launch},{replay},{replay},{launch}]"));
         assert_eq!((summary.devices[0].to_device_bytes, summary.devices[0].launches), (most, most));
         assert!(summary.to_table(20, 110).contains("mul"));
+    }
+
+    #[test]
+    fn times_that_no_clock_shows_add_up_to_finite_ones() {
+        let launch = |begin: &str, dur: &str| {
+            format!(r#"{{"ph":"X","cat":"launch","name":"mul","pid":1,"tid":1,"ts":{begin},"dur":{dur}}}"#)
+        };
+        let (early, late) = (launch("-1e308", "1e308"), launch("1e308", "1e308"));
+        let summary = summary(&format!("[{early},{early},{late},{late}]"));
+        let device = &summary.devices[0];
+        let ops = &summary.ops[0];
+        for us in [summary.span_us, device.busy_us, device.span_us, device.gap_us, ops.total_us, ops.share] {
+            assert!(us.is_finite() && us > 0.0, "{summary:?}");
+        }
+    }
+
+    #[test]
+    fn the_span_of_events_before_zero_ends_with_the_last_one() {
+        let events = r#"[{"ph":"X","cat":"host","name":"a","ts":-30,"dur":10}]"#;
+        assert_eq!(summary(events).span_us, 10.0);
+    }
+
+    #[test]
+    fn a_hundred_thousand_devices_are_added_up_in_seconds() {
+        let event = |process| {
+            format!(r#"{{"ph":"X","cat":"launch","name":"a","pid":{process},"tid":1,"ts":1,"dur":2}}"#)
+        };
+        let events: Vec<_> = (0..100_000).map(event).collect();
+        let begin = std::time::Instant::now();
+        assert_eq!(summary(&format!("[{}]", events.join(","))).devices.len(), 100_000);
+        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
     }
 
     #[test]
