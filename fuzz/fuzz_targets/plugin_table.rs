@@ -10,8 +10,8 @@ use halite_fuzz::threads::{threads, wait_for_threads};
 use halite_hal::builtin::{Activation, BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::driver::Backend as _;
 use halite_hal::{
-    Access, Arg, ArgType, Buffer, BufferSlice, DType, Device, Error, Event, Kernel, KernelSource, MemoryKind,
-    PendingRead, Scalar, Signature, Stream,
+    Access, Arg, ArgType, Buffer, BufferSlice, DType, Device, Error, Event, HostMemory, Kernel, KernelSource,
+    MemoryKind, PendingRead, Scalar, Signature, Stream,
 };
 use halite_npu::{NpuBackend, counters};
 use libfuzzer_sys::fuzz_target;
@@ -79,6 +79,10 @@ impl Objects {
                 }
             }
             1 => remove(&mut self.devices, first),
+            3 if fifth >= 128 => {
+                let memory = HostMemory::zeroed(usize::from(third) << (fourth % 9)).ok()?;
+                self.buffers.push(pick(&self.devices, first)?.import(&memory).ok()?);
+            }
             2 | 3 => {
                 let kinds = [MemoryKind::Device, MemoryKind::HostVisible, MemoryKind::Pinned];
                 let kind = kinds[usize::from(second) % kinds.len()];
@@ -90,6 +94,10 @@ impl Objects {
                 self.buffers.push(pick(&self.devices, first)?.allocate(length, MemoryKind::Device).ok()?);
             }
             5 => remove(&mut self.buffers, first),
+            6 if second >= 128 => {
+                let (device, peer) = (pick(&self.devices, first)?, pick(&self.devices, third)?);
+                self.streams.push(device.create_peer_stream(peer).ok()?);
+            }
             6 => self.streams.push(pick(&self.devices, first)?.create_stream().ok()?),
             7 => remove(&mut self.streams, first),
             8 => stream()?.write(&slice()?, vec![1; slice()?.len_bytes() as usize]).ok()?,
