@@ -19,7 +19,7 @@ use halite_hal::plugin::{
     set_fixed_text,
 };
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_char;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,6 +84,8 @@ struct State {
     answers: VecDeque<u8>,
     next: u64,
     devices: BTreeMap<u64, ()>,
+    /// Devices whose streams may copy from another, with that one.
+    peers: BTreeSet<(u64, u64)>,
     memories: BTreeMap<u64, Memory>,
     streams: BTreeMap<u64, Stream>,
     events: BTreeMap<u64, Event>,
@@ -100,7 +102,14 @@ struct Memory {
     device: u64,
     length: u64,
     block: Option<Arc<Block>>,
+    /// Memory of the host that was imported.
+    lent: Option<Lent>,
 }
+
+/// Memory that the host keeps until the handle is given back.
+struct Lent(*const u8);
+// SAFETY: the host's memory may be used from any thread until then, says the interface.
+unsafe impl Send for Lent {}
 
 struct Stream {
     device: u64,
@@ -121,6 +130,7 @@ enum Work {
     Write { memory: u64, src: *const u8, length: usize },
     Read { memory: u64, dst: *mut u8, length: usize },
     Use { memories: Vec<u64>, code: Option<u64> },
+    FromPeer { dst: u64, peer: u64, src: u64 },
     Wait { event: u64 },
 }
 // SAFETY: the host's memory may be used from any thread until the work is over, says the interface.
@@ -178,6 +188,7 @@ impl World {
             answers: answers.iter().copied().collect(),
             next: 0,
             devices: BTreeMap::new(),
+            peers: BTreeSet::new(),
             memories: BTreeMap::new(),
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -366,6 +377,11 @@ impl State {
                         "code is gone before its launch"
                     );
                 }
+                Work::FromPeer { dst, peer, src } => {
+                    self.assert_alive(device, dst);
+                    assert!(self.devices.contains_key(&peer), "a peer is closed before a copy from it");
+                    self.assert_alive(peer, src);
+                }
                 Work::Wait { event } => {
                     let event = self.events.get(&event).expect("an event lives until nothing waits for it");
                     for (stream, up_to) in event.points.clone() {
@@ -379,6 +395,12 @@ impl State {
     fn assert_alive(&self, device: u64, memory: u64) {
         let memory = self.memories.get(&memory).expect("memory lives until the work that uses it is over");
         assert_eq!(memory.device, device, "memory is used on its own device");
+        if let Some(Lent(first)) = memory.lent {
+            for offset in [0, memory.length as usize - 1] {
+                // SAFETY: the host keeps what it has lent until the handle is given back, which is alive.
+                std::hint::black_box(unsafe { first.add(offset).read_volatile() });
+            }
+        }
     }
 
     /// Whether work under way uses something.
@@ -416,6 +438,7 @@ fn uses_memory(memory: u64) -> impl Fn(&Work) -> bool {
     move |work| match work {
         Work::Write { memory: own, .. } | Work::Read { memory: own, .. } => *own == memory,
         Work::Use { memories, .. } => memories.contains(&memory),
+        Work::FromPeer { dst, src, .. } => [*dst, *src].contains(&memory),
         Work::Wait { .. } => false,
     }
 }

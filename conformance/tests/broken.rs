@@ -275,7 +275,7 @@ impl driver::Device for BrokenDevice {
                 self.inner.import(&HostMemory::from(bytes.to_vec()))
             }
             flaw => {
-                let buffer = self.inner.import(memory)?;
+                let buffer = self.inner.driver().import(memory)?;
                 if flaw == Flaw::KeepsImports {
                     self.kept.lock().unwrap().push(buffer.clone());
                 }

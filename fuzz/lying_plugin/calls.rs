@@ -1,9 +1,9 @@
 //! The functions of the plugin, in the order of the table.
 
-use super::{Answer, Block, Event, F32, LONGEST_BLOCK, Memory, State, Stream, Work, World};
+use super::{Answer, Block, Event, F32, LONGEST_BLOCK, Lent, Memory, State, Stream, Work, World};
 use super::{set_text, uses_memory, world};
 use halite_hal::plugin::{
-    ABI_MAJOR, ACCESS_READ, ACCESS_WRITE, ARGUMENT_BUFFER, Argument, ArgumentInfo, BuiltinDesc,
+    ABI_MAJOR, ABI_MINOR, ACCESS_READ, ACCESS_WRITE, ARGUMENT_BUFFER, Argument, ArgumentInfo, BuiltinDesc,
     COMPLETION_DONE, COMPLETION_FAILED, COMPLETION_PENDING, Completion, Counter, DeviceInfo, Error,
     FEATURE_BUILTINS, FEATURE_PROGRAMS, Host, KernelInfo, MEMORY_DEVICE, MemoryInfo, NO_TIMEOUT, OpenOption,
     Plugin, Range, STATUS_OK, STATUS_OUT_OF_MEMORY, Status, set_fixed_text,
@@ -106,6 +106,7 @@ unsafe extern "C" fn device_info(
     info.compute_units = 4;
     info.max_blocks = 64;
     info.max_arguments = 8;
+    info.import_alignment_bytes = 64;
     let Answer::Lie(lies) = answer else { return STATUS_OK };
     if lies >= 200 {
         drop(state);
@@ -128,6 +129,7 @@ unsafe extern "C" fn device_info(
             10 => set_text(&mut info.driver_version, number as u8),
             11 => set_text(&mut info.program_format, number as u8),
             12 => set_text(&mut info.capabilities, number as u8),
+            13 => info.import_alignment_bytes = number,
             _ => set_text(&mut info.name, number as u8),
         }
     }
@@ -171,6 +173,7 @@ unsafe extern "C" fn device_close(device: u64) {
     let mut state = world.state();
     state.lose(device);
     state.devices.remove(&device).expect("a device is closed once");
+    state.peers.retain(|(own, peer)| *own != device && *peer != device);
     assert!(state.memories.values().all(|memory| memory.device != device), "memory is freed before");
     assert!(state.streams.values().all(|stream| stream.device != device), "streams are destroyed before");
     assert!(state.events.values().all(|event| event.device != device), "events are destroyed before");
@@ -223,11 +226,72 @@ unsafe extern "C" fn memory_alloc(
                 _ => {}
             }
         }
-        state.memories.insert(handle, Memory { device, length, block });
+        state.memories.insert(handle, Memory { device, length, block, lent: None });
     }
     // SAFETY: where the host wants handle and address.
     unsafe { (*out, *host_pointer) = (handle, address.cast()) };
     STATUS_OK
+}
+
+unsafe extern "C" fn memory_import(
+    device: u64,
+    pointer: *mut c_void,
+    length: u64,
+    out: *mut u64,
+    error: *mut Error,
+) -> Status {
+    let world = world();
+    let mut state = world.state();
+    assert!(state.devices.contains_key(&device) && !pointer.is_null() && length > 0);
+    let answer = state.answer();
+    if answer == Answer::Refuse {
+        // SAFETY: the host's error, during the call.
+        return unsafe { state.refuse(Some(device), error) };
+    }
+    let own = state.memories.iter().filter(|(_, memory)| memory.device == device);
+    let known: Vec<_> = own.map(|(handle, _)| *handle).collect();
+    let (handle, is_new) = state.handle(answer, known.into_iter());
+    if is_new {
+        let lent = Some(Lent(pointer.cast_const().cast()));
+        state.memories.insert(handle, Memory { device, length, block: None, lent });
+    }
+    // SAFETY: where the host wants the handle.
+    unsafe { *out = handle };
+    STATUS_OK
+}
+
+unsafe extern "C" fn peer_enable(device: u64, peer: u64, error: *mut Error) -> Status {
+    let world = world();
+    let mut state = world.state();
+    assert!(device != peer && [device, peer].iter().all(|handle| state.devices.contains_key(handle)));
+    if state.answer() == Answer::Refuse {
+        // SAFETY: the host's error, during the call.
+        return unsafe { state.refuse(Some(device), error) };
+    }
+    state.peers.insert((device, peer));
+    STATUS_OK
+}
+
+unsafe extern "C" fn stream_copy_peer(
+    stream: u64,
+    dst: u64,
+    dst_offset: u64,
+    peer: u64,
+    src: u64,
+    src_offset: u64,
+    length: u64,
+    error: *mut Error,
+) -> Status {
+    let world = world();
+    let mut state = world.state();
+    state.check_range(stream, dst, dst_offset, length);
+    let device = state.streams.get(&stream).expect("the stream is open").device;
+    assert!(state.peers.contains(&(device, peer)), "the peer was enabled");
+    let from = state.memories.get(&src).expect("the source is allocated");
+    assert_eq!(from.device, peer);
+    assert!(src_offset.checked_add(length).is_some_and(|end| end <= from.length));
+    // SAFETY: the host's error, during the call.
+    unsafe { state.enqueue(stream, Work::FromPeer { dst, peer, src }, error) }
 }
 
 unsafe extern "C" fn memory_free(device: u64, memory: u64) {
@@ -360,7 +424,8 @@ unsafe extern "C" fn stream_wait_event(stream: u64, event: u64, error: *mut Erro
     let mut state = world.state();
     let own = state.events.get(&event).expect("the event is there");
     assert!(!own.points.is_empty(), "a stream waits for an event that was recorded");
-    assert_eq!(Some(own.device), state.streams.get(&stream).map(|stream| stream.device));
+    let device = state.streams.get(&stream).expect("the stream is open").device;
+    assert!(own.device == device || state.peers.contains(&(device, own.device)));
     // SAFETY: the host's error, during the call.
     unsafe { state.enqueue(stream, Work::Wait { event }, error) }
 }
@@ -840,7 +905,7 @@ unsafe extern "C" fn kernel_argument(
 pub(super) const TABLE: Plugin = Plugin {
     struct_size: size_of::<Plugin>() as u64,
     abi_major: ABI_MAJOR,
-    abi_minor: 0,
+    abi_minor: ABI_MINOR,
     features: FEATURE_BUILTINS | FEATURE_PROGRAMS,
     name: [0; 64],
     version: [0; 32],
@@ -879,4 +944,7 @@ pub(super) const TABLE: Plugin = Plugin {
     kernel_launch: Some(kernel_launch),
     kernel_info: Some(kernel_info),
     kernel_argument: Some(kernel_argument),
+    memory_import: Some(memory_import),
+    peer_enable: Some(peer_enable),
+    stream_copy_peer: Some(stream_copy_peer),
 };

@@ -410,7 +410,8 @@ typedef struct halite_plugin {
      * `peer` too. `peer` stays open while a stream copies from it. Links take both functions. */
     halite_status (*peer_enable)(halite_device device, halite_device peer, halite_error *error);
     /* Copies from memory of an enabled peer to the stream's device. If the peer is lost, or the link fails, the work
-     * fails with HALITE_STATUS_LINK. */
+     * fails with HALITE_STATUS_LINK; so does that of a stream that waits for an event of a lost peer. DEVICE_LOST would
+     * be the loss of the stream's own device. */
     halite_status (*stream_copy_peer)(halite_stream stream, halite_memory dst, uint64_t dst_offset, halite_device peer,
                                       halite_memory src, uint64_t src_offset, uint64_t length, halite_error *error);
 } halite_plugin;

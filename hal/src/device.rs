@@ -341,8 +341,8 @@ impl Device {
     ///
     /// # Errors
     /// `Unsupported` where [`Limits::import_alignment_bytes`] is 0, `InvalidArgument` for memory that does not begin at
-    /// a multiple of it, `TooLarge` beyond [`Limits::max_allocation_bytes`], `OutOfMemory` when no more can be pinned,
-    /// `DeviceLost`. The memory stays the caller's, who may copy it instead.
+    /// a multiple of it or is imported already, by any device; `TooLarge` beyond [`Limits::max_allocation_bytes`],
+    /// `OutOfMemory` when no more can be pinned, `DeviceLost`. The memory stays the caller's, who may copy it instead.
     pub fn import(&self, memory: &HostMemory) -> Result<Buffer> {
         const CALL: &str = "device.import";
         let limits = &self.info().limits;
@@ -360,7 +360,11 @@ impl Device {
         if len_bytes > limits.max_allocation_bytes {
             return Err(self.name_error(too_large(len_bytes, limits.max_allocation_bytes, None), CALL));
         }
-        self.0.import(memory).map_err(|e| self.name_error(e, CALL))
+        let Some(lent) = memory.lend() else {
+            let message = "the memory is imported already; clone that buffer, or drop it first";
+            return Err(self.name_error(Error::invalid(message), CALL));
+        };
+        self.0.import(&lent).map_err(|e| self.name_error(e, CALL))
     }
 
     /// A new in-order queue of this device that also copies from `peer`, another device of the same backend.

@@ -19,8 +19,8 @@
 
 use crate::command_list::{Binding, Command, CommandList, RecordedCommand};
 use crate::{
-    Arg, Buffer, BufferSlice, DeviceInfo, Error, Health, HostMemory, Kernel, KernelSource, MemoryInfo,
-    MemoryKind, Result, Scalar,
+    Arg, Buffer, BufferSlice, DeviceInfo, Error, ErrorKind, Health, HostMemory, Kernel, KernelSource,
+    MemoryInfo, MemoryKind, Result, Scalar,
 };
 use std::any::Any;
 use std::time::Duration;
@@ -248,7 +248,8 @@ pub trait Stream: Send + Sync {
     /// Enqueues a copy within the device, or on a stream with a peer also from the peer; the ranges do not overlap.
     ///
     /// # Errors
-    /// The stream's failure if poisoned. A link that fails while it copies is a `Link` of the stream's work.
+    /// The stream's failure if poisoned. A link that fails while it copies, or whose other end is lost, is a `Link` of the
+    /// stream's work.
     fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()>;
 
     /// Enqueues a fill that repeats `pattern`: 1, 2, 4 or 8 bytes, of which length and offset are multiples.
@@ -294,7 +295,8 @@ pub trait Stream: Send + Sync {
     /// The stream holds the event until then. If the event failed, this stream is poisoned with the same failure.
     ///
     /// # Errors
-    /// `InvalidArgument` for an event of another backend. A poisoned stream may answer with its failure.
+    /// `InvalidArgument` for an event of another backend. A poisoned stream may answer with its failure. The loss of the
+    /// peer is a `Link` of this stream's work: this device goes on.
     fn wait(&self, event: &crate::Event) -> Result<()>;
 
     /// Blocks until everything enqueued before the call is over, at most for `timeout`; `None` waits without limit.
@@ -353,3 +355,14 @@ pub trait Event: Any + Send + Sync {
 }
 
 pub use crate::host::{HostBytes, HostTarget};
+
+/// A failure of a peer as a stream with that peer reports it: the peer's loss is a failed link, for the stream's own
+/// device goes on.
+pub fn failure_of_peer(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::DeviceLost => {
+            Error::new(ErrorKind::Link, format!("the peer is lost: {}", error.message()))
+        }
+        _ => error,
+    }
+}

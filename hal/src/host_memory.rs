@@ -6,6 +6,7 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where fresh memory begins: at a page, as the pickiest devices want it.
 const PAGE_BYTES: usize = 4096;
@@ -14,19 +15,33 @@ const PAGE_BYTES: usize = 4096;
 ///
 /// 1. It takes over bytes (`from` a `Vec` or a box), is [`zeroed`](Self::zeroed) and aligned for every device, or is
 ///    memory that something else owns ([`from_raw`](Self::from_raw)), such as a mapped file of weights.
-/// 2. It is imported, by one device or by several. Clones are handles to the same memory; each buffer holds one, and work
-///    in flight holds the buffer.
+/// 2. It is imported, by one device at a time: two buffers would be the same bytes under two names, of which no check of
+///    overlapping ranges knew. Clones are handles to the same memory; the buffer holds one, and work in flight the buffer.
 /// 3. With the last handle the owner is dropped, which may be on any thread. [`into_bytes`](Self::into_bytes) gives the
 ///    bytes back instead.
 ///
 /// The contents are ordered as those of every buffer: see [`Buffer::host_pointer`](crate::Buffer::host_pointer).
 #[derive(Clone)]
-pub struct HostMemory(Arc<Inner>);
+pub struct HostMemory {
+    inner: Arc<Inner>,
+    /// Held by the handles of a device that has imported the memory.
+    lease: Option<Arc<Lease>>,
+}
 
 struct Inner {
     first: NonNull<u8>,
     len_bytes: usize,
+    is_lent: AtomicBool,
     owner: Owner,
+}
+
+/// Ends with the last handle of the device.
+struct Lease(Arc<Inner>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.is_lent.store(false, Ordering::Release);
+    }
 }
 
 enum Owner {
@@ -66,33 +81,47 @@ impl HostMemory {
     /// Memory that `owner` keeps valid, such as a mapping of a file.
     ///
     /// # Safety
-    /// Until `owner` is dropped, `len_bytes` bytes from `first` are valid and initialised, and no Rust reference to
-    /// them is used while a device may write them. If the memory cannot be written, no buffer over it is: neither
+    /// Until `owner` is dropped, `len_bytes` bytes from `first` are valid and initialised, no other `HostMemory`
+    /// with one of them is imported at the same time, and no Rust reference to them is used while a device may write
+    /// them. If the memory cannot be written, no buffer over it is: neither
     /// copies, fills nor kernels with write access get it as a target.
     pub unsafe fn from_raw(first: NonNull<u8>, len_bytes: usize, owner: impl Any + Send + Sync) -> Self {
         Self::new(first, len_bytes, Owner::Other(Box::new(owner)))
     }
 
     fn new(first: NonNull<u8>, len_bytes: usize, owner: Owner) -> Self {
-        Self(Arc::new(Inner { first, len_bytes, owner }))
+        let inner = Arc::new(Inner { first, len_bytes, is_lent: AtomicBool::new(false), owner });
+        Self { inner, lease: None }
+    }
+
+    /// A handle for the device that imports the memory now; none while another one has it.
+    pub(crate) fn lend(&self) -> Option<Self> {
+        // Without bytes there is nothing that two could share.
+        if self.len_bytes() == 0 {
+            return Some(self.clone());
+        }
+        let is_free = !self.inner.is_lent.swap(true, Ordering::Acquire);
+        let lease = is_free.then(|| Arc::new(Lease(self.inner.clone())))?;
+        Some(Self { inner: self.inner.clone(), lease: Some(lease) })
     }
 
     /// First byte; valid for [`len_bytes`](Self::len_bytes) bytes while a handle lives.
     pub fn as_ptr(&self) -> NonNull<u8> {
-        self.0.first
+        self.inner.first
     }
 
     /// Length in bytes; may be 0.
     pub fn len_bytes(&self) -> usize {
-        self.0.len_bytes
+        self.inner.len_bytes
     }
 
     /// The bytes, once no buffer and no other handle uses them; without a copy, if they came as a `Vec` or a box.
     ///
     /// # Errors
-    /// The memory itself, while something else still holds it.
+    /// The memory itself, while something else still holds it, or where the host has no room for a copy.
     pub fn into_bytes(self) -> Result<Box<[u8]>, Self> {
-        let inner = Arc::try_unwrap(self.0).map_err(Self)?;
+        let lease = self.lease;
+        let inner = Arc::try_unwrap(self.inner).map_err(|inner| Self { inner, lease })?;
         match inner.owner {
             Owner::Bytes => {
                 let inner = std::mem::ManuallyDrop::new(inner);
@@ -103,7 +132,12 @@ impl HostMemory {
                 // SAFETY: valid and initialised while `inner` lives (by construction, or the contract of `from_raw`),
                 // and no device holds a handle any more.
                 let bytes = unsafe { std::slice::from_raw_parts(inner.first.as_ptr(), inner.len_bytes) };
-                Ok(bytes.into())
+                let mut copy = Vec::new();
+                if copy.try_reserve_exact(bytes.len()).is_err() {
+                    return Err(Self { inner: Arc::new(inner), lease: None });
+                }
+                copy.extend_from_slice(bytes);
+                Ok(copy.into_boxed_slice())
             }
         }
     }
@@ -153,7 +187,6 @@ impl fmt::Debug for HostMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn bytes_come_back_without_a_copy_once_nobody_else_holds_them() {
@@ -164,6 +197,21 @@ mod tests {
         let bytes = memory.into_bytes().unwrap();
         assert_eq!((&*bytes, bytes.as_ptr()), (&[1, 2, 3][..], address.as_ptr().cast_const()));
         assert!(HostMemory::from(Vec::new()).into_bytes().unwrap().is_empty());
+    }
+
+    #[test]
+    fn memory_is_lent_once_until_the_last_handle_of_the_borrower_is_gone() {
+        let memory = HostMemory::from(vec![1, 2, 3]);
+        let lent = memory.lend().unwrap();
+        let (again, held) = (lent.clone(), memory.clone());
+        assert!(memory.lend().is_none() && held.lend().is_none());
+        drop(lent);
+        assert!(memory.lend().is_none());
+        drop((again, held));
+        drop(memory.lend().unwrap());
+        assert_eq!(*memory.into_bytes().unwrap(), [1, 2, 3]);
+        let empty = HostMemory::from(Vec::new());
+        assert!(empty.lend().is_some() && empty.lend().is_some());
     }
 
     #[test]

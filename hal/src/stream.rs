@@ -115,7 +115,8 @@ impl Stream {
     ///
     /// # Errors
     /// `InvalidArgument` when lengths differ, the ranges overlap, or one is of another device; the stream's
-    /// failure if poisoned. A link between devices that fails meanwhile arrives as `Link` at events and `synchronize`.
+    /// failure if poisoned. A link between devices that fails meanwhile, or whose other end is lost, arrives as
+    /// `Link` at events and `synchronize`.
     pub fn copy(&self, dst: &BufferSlice, src: &BufferSlice) -> Result<()> {
         const CALL: &str = "stream.copy";
         self.check_device(dst, CALL)?;

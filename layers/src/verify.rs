@@ -65,12 +65,14 @@ impl driver::Device for VerifyDevice {
     }
 
     fn import(&self, memory: &HostMemory) -> Result<Buffer> {
-        self.inner.import(memory)
+        self.inner.driver().import(memory)
     }
 
     fn create_peer_stream(&self, peer: &Device) -> Result<Box<dyn driver::Stream>> {
         let (inner, device) = (self.inner.driver().create_peer_stream(peer)?, self.inner.clone());
-        Ok(Box::new(VerifyStream { inner, device, of_peer: Some(peer.create_stream()?) }))
+        // Below what stands around this layer, which is to see the program's own reads alone.
+        let below = peer.object::<Self>().map_or(peer, |own| &own.inner);
+        Ok(Box::new(VerifyStream { inner, device, of_peer: Some(below.create_stream()?) }))
     }
 
     fn load(&self, source: &KernelSource) -> Result<Kernel> {

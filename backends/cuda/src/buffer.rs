@@ -17,6 +17,7 @@ use crate::api::Address;
 use crate::device::{DeviceShared, Remains};
 use crate::error::HOST_MEMORY_ALREADY_REGISTERED;
 use halite_hal::{Buffer, BufferSlice, Error, ErrorKind, HostMemory, MemoryKind, Result};
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if let Some(memory) = self.imported.take() {
             if self.address != 0 {
-                self.device.bury(Remains::Imported(memory));
+                self.device.bury(Remains::Imported(ManuallyDrop::new(memory)));
             }
             return;
         }
@@ -102,7 +103,7 @@ pub(crate) fn import(device: &Arc<DeviceShared>, memory: &HostMemory) -> Result<
     let (first, len) = (memory.as_ptr(), memory.len_bytes());
     let address = match len {
         0 => 0,
-        _ => device.call(|gpu| gpu.host_register(first, len)).map_err(|error| match error.kind() {
+        _ => device.call(|gpu| gpu.host_register(memory)).map_err(|error| match error.kind() {
             ErrorKind::Backend { code, .. } if *code == i64::from(HOST_MEMORY_ALREADY_REGISTERED) => {
                 Error::invalid(
                     "the driver has pinned this memory already; import it once, and clone the buffer",

@@ -11,7 +11,7 @@ use crate::sys::{
     CUcontext, CUdevice, CUevent, CUfunction, CUfunction_attribute, CUjit_option, CUmemAccess_flags,
     CUmemAccessDesc, CUmemLocation, CUmemLocationType, CUmodule, CUstream,
 };
-use halite_hal::{Error, ErrorKind, Result};
+use halite_hal::{Error, ErrorKind, HostMemory, Result};
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -167,19 +167,21 @@ impl Current<'_> {
     }
 
     /// Pins memory of the caller's: its address on the device.
-    pub(crate) fn host_register(&self, host: NonNull<u8>, len_bytes: usize) -> Result<Address> {
+    pub(crate) fn host_register(&self, memory: &HostMemory) -> Result<Address> {
+        let (host, len_bytes) = (memory.as_ptr(), memory.len_bytes());
         let pointer = host.as_ptr().cast();
         call!(self.driver(), cuMemHostRegister_v2(pointer, len_bytes, HOST_REGISTER_FLAGS))?;
         let address = self.device_address(host);
-        if address.is_err() {
-            self.host_unregister(host);
+        if address.is_err() && self.host_unregister(host).is_err() {
+            // It is pinned still, and must not go.
+            std::mem::forget(memory.clone());
         }
         address
     }
 
     /// Lets pinned memory of the caller's go; may wait for whatever the device is doing.
-    pub(crate) fn host_unregister(&self, host: NonNull<u8>) {
-        self.dispose(call!(self.driver(), cuMemHostUnregister(host.as_ptr().cast())));
+    pub(crate) fn host_unregister(&self, host: NonNull<u8>) -> Result<()> {
+        call!(self.driver(), cuMemHostUnregister(host.as_ptr().cast()))
     }
 
     fn device_address(&self, host: NonNull<u8>) -> Result<Address> {

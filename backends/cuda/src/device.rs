@@ -20,6 +20,7 @@ use halite_hal::{
     MemoryKind, RecordedCommand, Result, driver,
 };
 use std::any::Any;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,8 +59,8 @@ pub(crate) struct DeviceShared {
 pub(crate) enum Remains {
     Memory(Address),
     Host(HostAddress),
-    /// The caller's memory, which the driver has pinned.
-    Imported(HostMemory),
+    /// The caller's memory, which stays taken unless the driver says that it is no longer pinned.
+    Imported(ManuallyDrop<HostMemory>),
     Module(ModuleHandle),
 }
 
@@ -202,7 +203,12 @@ impl Remains {
         match self {
             Self::Memory(address) => gpu.memory_free(address),
             Self::Host(host) => gpu.host_free(host.0),
-            Self::Imported(memory) => gpu.host_unregister(memory.as_ptr()),
+            Self::Imported(memory) => match gpu.host_unregister(memory.as_ptr()) {
+                Ok(()) => drop(ManuallyDrop::into_inner(memory)),
+                Err(error) => {
+                    log::warn!("{} bytes of imported memory stay taken: {error}", memory.len_bytes())
+                }
+            },
             Self::Module(module) => gpu.module_unload(module),
         }
     }

@@ -15,7 +15,7 @@ const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_
 
 /// An event of the driver; used again by others when dropped.
 pub(crate) struct EventShared {
-    device: Arc<DeviceShared>,
+    pub(crate) device: Arc<DeviceShared>,
     pub(crate) handle: EventHandle,
     /// Whether the device is known to be past it.
     is_over: AtomicBool,

@@ -1,10 +1,10 @@
 //! Copies from one GPU to another, on a stream of the one that they go to.
 
-use crate::context::ContextHandle;
+use crate::context::{ContextHandle, Current, StreamHandle};
 use crate::device::{CudaDevice, DeviceShared};
 use crate::stream::{Held, StreamShared};
 use crate::{buffer, op};
-use halite_hal::{BufferSlice, Device, Error, Result};
+use halite_hal::{BufferSlice, Device, Error, ErrorKind, Result, driver};
 use std::sync::Arc;
 
 /// Makes a stream of `device` that copies from `peer` too, and lets the devices reach each other's memory where their
@@ -15,7 +15,7 @@ pub(crate) fn create_stream(device: &Arc<DeviceShared>, peer: &Device) -> Result
     let Some(source) = source else {
         return Err(Error::unsupported(format!("{} is a device of another driver", peer.id())));
     };
-    source.check()?;
+    source.check().map_err(driver::failure_of_peer)?;
     let is_other = source.context.device != device.context.device;
     if is_other && source.context.driver.can_access_peer(device.context.device, source.context.device)? {
         // Without it the copies take longer; that is no failure.
@@ -38,7 +38,34 @@ pub(crate) fn copy(stream: &Arc<StreamShared>, dst: &BufferSlice, src: &BufferSl
         return stream.run(&op::copy(to, from, dst.len_bytes()), held);
     }
     let context: ContextHandle = owner.context.handle;
-    stream.enqueue(held, |gpu, raw| {
+    enqueue(stream, owner, held, |gpu, raw| {
         gpu.copy_peer(raw, to.address, (from.address, context), dst.len_bytes() as usize)
     })
+}
+
+/// Enqueues a command that needs `peer` too, whose loss fails the stream's work and nothing else.
+pub(crate) fn enqueue(
+    stream: &Arc<StreamShared>,
+    peer: &DeviceShared,
+    held: impl IntoIterator<Item = Held>,
+    run: impl FnOnce(&Current<'_>, StreamHandle) -> Result<()>,
+) -> Result<()> {
+    if let Err(error) = peer.check() {
+        return stream.fail(driver::failure_of_peer(error));
+    }
+    let mut lost = None;
+    stream.enqueue(held, |gpu, raw| match run(gpu, raw) {
+        // The driver does not say whose loss it is; a lost context refuses this question too.
+        Err(error) if matches!(error.kind(), ErrorKind::DeviceLost) && gpu.memory_info().is_ok() => {
+            lost = Some(error);
+            Ok(())
+        }
+        result => result,
+    })?;
+    match lost {
+        Some(error) => {
+            stream.fail(driver::failure_of_peer(peer.noting_loss(Err::<(), _>(error)).unwrap_err()))
+        }
+        None => Ok(()),
+    }
 }

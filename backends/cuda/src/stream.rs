@@ -40,6 +40,8 @@ pub(crate) enum Held {
     HostCopy(Arc<HostCopy>),
     Graph(Arc<crate::graph::Executable>),
     Event(Arc<EventShared>),
+    /// Of another device.
+    PeerEvent(Arc<EventShared>),
 }
 
 #[derive(Default)]
@@ -265,15 +267,20 @@ impl StreamShared {
             CudaEvent::OfFailed(failure) => return self.fail(failure.clone()),
             CudaEvent::Recorded { event, stream, .. } => (event, stream),
         };
+        let handle = event.handle;
+        let is_peers = !Arc::ptr_eq(&event.device, &self.device);
         match event.poll() {
             Some(Ok(())) => self.device.check(),
+            Some(Err(failure)) if is_peers => self.fail(driver::failure_of_peer(failure)),
             Some(Err(failure)) => self.fail(failure),
             // The stream is in order.
             None if Arc::ptr_eq(self, of_stream) => Ok(()),
-            None => {
-                let handle = event.handle;
-                self.enqueue([Held::Event(event.clone())], |gpu, stream| gpu.stream_wait(stream, handle))
+            None if is_peers => {
+                peer::enqueue(self, &event.device, [Held::PeerEvent(event.clone())], |gpu, raw| {
+                    gpu.stream_wait(raw, handle)
+                })
             }
+            None => self.enqueue([Held::Event(event.clone())], |gpu, raw| gpu.stream_wait(raw, handle)),
         }
     }
 
@@ -386,10 +393,10 @@ impl Books {
 /// The first failure of an event that was waited for.
 fn failure_of(released: &[Held]) -> Result<()> {
     for held in released {
-        if let Held::Event(event) = held
-            && let Some(outcome) = event.poll()
-        {
-            outcome?;
+        match held {
+            Held::Event(event) => event.poll().unwrap_or(Ok(()))?,
+            Held::PeerEvent(event) => event.poll().unwrap_or(Ok(())).map_err(driver::failure_of_peer)?,
+            _ => {}
         }
     }
     Ok(())

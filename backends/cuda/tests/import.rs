@@ -99,9 +99,34 @@ fn what_cannot_be_pinned_is_an_error_and_stays_the_callers() {
         let imported = device.import(&memory).unwrap();
         let error = device.import(&memory).unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
-        assert!(error.message().contains("pinned this memory already"), "{error}");
+        assert!(error.message().contains("imported already"), "{error}");
         let empty = device.import(&HostMemory::zeroed(0).unwrap()).unwrap();
         assert_eq!(empty.len_bytes(), 0);
         drop(imported);
     });
+}
+
+#[test]
+fn what_others_have_pinned_is_told() {
+    let Some(fake) = Fake::new(&[]) else { return };
+    let device = fake.open();
+    fake.fail("cuMemHostRegister_v2", 712, 0);
+    let error = device.import(&HostMemory::zeroed(10).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::InvalidArgument, "{error}");
+    assert!(error.message().contains("pinned this memory already"), "{error}");
+}
+
+#[test]
+fn memory_that_the_driver_does_not_let_go_stays_taken() {
+    let Some(fake) = Fake::new(&[]) else { return };
+    let device = fake.open();
+    let pages = HostMemory::zeroed(10_000).unwrap();
+    let (first, gone) = (pages.as_ptr(), Arc::new(AtomicBool::new(false)));
+    // SAFETY: the pages live in their owner, and nothing refers to them.
+    let memory = unsafe { HostMemory::from_raw(first, 10_000, Pages(pages, gone.clone())) };
+    fake.fail("cuMemHostUnregister", 1, 0);
+    drop(device.import(&memory).unwrap());
+    drop((memory, device));
+    wait_until("the device is closed", || fake.count("context") == 0);
+    assert!(!gone.load(Ordering::Acquire), "the driver has not said that it is done with it");
 }

@@ -13,7 +13,7 @@ use halite_hal::{
     MemoryInfo, MemoryKind, Result, driver,
 };
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ pub(crate) struct DeviceShared {
     /// How long the plugin may take to come back from a wait whose limit has passed.
     grace: Duration,
     lost: OnceLock<Error>,
+    /// A stream of it copies from another device, whose loss is not its own.
+    has_peers: AtomicBool,
     streams: Mutex<Vec<Weak<StreamShared>>>,
 }
 
@@ -98,10 +100,25 @@ impl DeviceShared {
 
     /// As [`noting_loss`](Self::noting_loss), for work that failed.
     pub(crate) fn noting_progress(&self, result: Result<Progress>) -> Result<Progress> {
+        let result = match result {
+            Ok(Progress::Failed(error)) if self.is_only_the_peers(&error) => {
+                Ok(Progress::Failed(driver::failure_of_peer(error)))
+            }
+            result => result,
+        };
         if let Ok(Progress::Failed(error)) = &result {
             self.note(error);
         }
         self.noting_loss(result)
+    }
+
+    /// Whether work failed with a loss that cannot be this device's, since it answers: what other work uses must not be
+    /// given back for it.
+    fn is_only_the_peers(&self, error: &Error) -> bool {
+        matches!(error.kind(), ErrorKind::DeviceLost)
+            && self.has_peers.load(Ordering::Relaxed)
+            && self.library.table.device_health.is_some()
+            && self.library.device_health(self.handle).is_ok()
     }
 
     fn note(&self, error: &Error) {
@@ -164,6 +181,7 @@ pub(crate) fn open(
         host_ranges: HostRanges::default(),
         grace: limit.min(MAX_GRACE),
         lost: OnceLock::new(),
+        has_peers: AtomicBool::new(false),
         streams: Mutex::default(),
     })))))
 }
@@ -305,7 +323,8 @@ impl driver::Device for NpuDevice {
                 peer.id()
             )));
         };
-        peer.check()?;
+        peer.check().map_err(driver::failure_of_peer)?;
+        own.has_peers.store(true, Ordering::Relaxed);
         own.noting_loss(own.library.peer_enable(own.handle, peer.handle))?;
         own.create_stream(Some(peer.clone()))
     }

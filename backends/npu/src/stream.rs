@@ -89,7 +89,7 @@ impl StreamShared {
     pub(crate) fn reap(&self) {
         let mut state = self.lock();
         // What a plugin that is stuck in a call may still use stays taken.
-        let released = if self.device.is_stuck() { Vec::new() } else { state.reap(self.device.is_lost()) };
+        let released = if self.device.is_stuck() { Vec::new() } else { state.reap(&self.device) };
         drop(state);
         // Freed outside of the lock: a plugin's free may take long.
         drop(released);
@@ -102,10 +102,8 @@ impl StreamShared {
         let mut outcome = outcome;
         let released = state.release(sequence);
         for held in &released {
-            if let (Held::Event(event), Ok(())) = (held, &outcome)
-                && let Ok(Some(Err(error))) = event.poll()
-            {
-                outcome = Err(error);
+            if let (Held::Event(event), Ok(())) = (held, &outcome) {
+                outcome = failure_of(&self.device, event);
             }
         }
         if let Err(error) = &outcome
@@ -187,7 +185,7 @@ impl StreamShared {
         }
         // Without a mark, what is held waits for the next event or synchronisation; that is no failure.
         let _ = self.mark(state);
-        Ok(state.reap(false))
+        Ok(state.reap(&self.device))
     }
 
     /// Records an event behind everything so far.
@@ -206,7 +204,7 @@ impl StreamShared {
         }
         let event = self.device.noting_loss(self.mark(&mut state))?;
         let (sequence, generation) = (state.sequence, state.generation);
-        let released = state.reap(false);
+        let released = state.reap(&self.device);
         drop(state);
         drop(released);
         Ok(NpuEvent::Recorded { event, stream: Arc::downgrade(self), sequence, generation })
@@ -215,7 +213,7 @@ impl StreamShared {
     fn wait(&self, event: &NpuEvent) -> Result<()> {
         let known = match event {
             NpuEvent::OfFailed(failure) => Some(Err(failure.clone())),
-            NpuEvent::Recorded { event, .. } => event.poll()?,
+            NpuEvent::Recorded { event, .. } => poll(&self.device, event)?,
         };
         match (known, event) {
             (Some(Ok(())), _) => Ok(()),
@@ -273,8 +271,8 @@ impl State {
     }
 
     /// Takes out what is held up to the last mark that is over. After a loss nothing runs any more.
-    fn reap(&mut self, lost: bool) -> Vec<Held> {
-        if lost {
+    fn reap(&mut self, device: &Arc<DeviceShared>) -> Vec<Held> {
+        if device.is_lost() {
             return self.release(u64::MAX);
         }
         let mut over = None;
@@ -292,12 +290,38 @@ impl State {
         let released = self.release(over);
         for held in &released {
             if let Held::Event(event) = held
-                && let Ok(Some(Err(error))) = event.poll()
+                && let Err(error) = failure_of(device, event)
             {
                 self.failure.get_or_insert(error);
             }
         }
         released
+    }
+}
+
+/// What is known of an event that streams of `device` wait for.
+fn poll(device: &Arc<DeviceShared>, event: &EventShared) -> Result<Option<Result<()>>> {
+    let known = event.poll();
+    if Arc::ptr_eq(&event.device, device) {
+        return known;
+    }
+    match known {
+        Err(error) if matches!(error.kind(), ErrorKind::DeviceLost) => Ok(Some(Err(error))),
+        known => known,
+    }
+    .map(|known| known.map(|outcome| outcome.map_err(driver::failure_of_peer)))
+}
+
+/// The failure of an event that work of `device`, which is over, waited for. That a peer is lost by now says nothing of
+/// it: the plugin tells how the work ended.
+fn failure_of(device: &Arc<DeviceShared>, event: &EventShared) -> Result<()> {
+    match event.poll() {
+        Ok(Some(Err(error))) if !Arc::ptr_eq(&event.device, device) => match error.kind() {
+            ErrorKind::DeviceLost => Ok(()),
+            _ => Err(error),
+        },
+        Ok(Some(outcome)) => outcome,
+        Ok(None) | Err(_) => Ok(()),
     }
 }
 

@@ -87,7 +87,7 @@ fn load_program(device: &Device) -> Result<Kernel> {
 }
 
 /// The functions of the table in order.
-const FUNCTIONS: [&str; 35] = [
+const FUNCTIONS: [&str; 38] = [
     "device_count",
     "device_info",
     "device_open",
@@ -123,6 +123,9 @@ const FUNCTIONS: [&str; 35] = [
     "kernel_launch",
     "kernel_info",
     "kernel_argument",
+    "memory_import",
+    "peer_enable",
+    "stream_copy_peer",
 ];
 
 #[test]
@@ -177,11 +180,14 @@ fn imports_and_links_that_are_not_there_are_errors() {
     assert!(error.message().contains("returns no handle from memory_import"), "{error}");
     let device = open(&folder, "import_same").unwrap();
     let first = device.import(&memory).unwrap();
-    let error = device.import(&memory).unwrap_err();
+    let second = HostMemory::zeroed(64).unwrap();
+    let error = device.import(&second).unwrap_err();
     assert!(error.message().contains("a handle from memory_import that it has not got back yet"), "{error}");
     // The plugin frees what it gave; the memory stays the caller's.
     drop(first);
-    assert_eq!(*memory.into_bytes().unwrap(), [0; 64]);
+    for memory in [memory, second] {
+        assert_eq!(*memory.into_bytes().unwrap(), [0; 64]);
+    }
     // Without an alignment, or without the function, there is nothing to call.
     assert_eq!(
         kind(open(&folder, "import_missing").unwrap().import(&HostMemory::zeroed(64).unwrap())),

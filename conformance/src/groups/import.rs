@@ -295,6 +295,22 @@ fn lifetimes(tests: &mut Tests) {
         }
         Ok(())
     });
+    tests.add(
+        "not-twice-at-once",
+        "memory that a buffer is over already is refused, and stays as it is",
+        |context| {
+            let (memory, buffer) = import(context, &[4; 100])?;
+            for handle in [&memory, &memory.clone()] {
+                let error = ensure_kind!(
+                    context.device().import(handle),
+                    ErrorKind::InvalidArgument,
+                    "a second import"
+                );
+                ensure!(error.message().contains("imported already"), "the error does not say why: {error}");
+            }
+            holds(&context.stream()?, &buffer.all(), &[4; 100], "the memory")
+        },
+    );
     tests.add("many-at-once", "a hundred pieces of memory are imported side by side", |context| {
         let pairs = (0..100u8).map(|index| import(context, &[index; 100])).collect::<Result<Vec<_>, _>>()?;
         let stream = context.stream()?;
@@ -331,7 +347,8 @@ fn lifetimes(tests: &mut Tests) {
                 }
             }
             ensure_kind!(stream.synchronize(), ErrorKind::DeviceLost, "the synchronisation");
-            ensure_kind!(device.import(&memory), ErrorKind::DeviceLost, "an import");
+            let other = HostMemory::zeroed(100)?;
+            ensure_kind!(device.import(&other), ErrorKind::DeviceLost, "an import");
             drop((buffer, memory, stream, device));
             goes(&gone)
         },

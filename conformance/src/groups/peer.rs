@@ -26,33 +26,44 @@ pub(super) fn tests(tests: &mut Tests) {
     failures(tests);
 }
 
-/// Another device of the backend, or another opening of this one.
-fn other(context: &Context) -> Result<Device, Stop> {
-    let own = context.device().id();
-    let registry = context.target().registry();
-    let found =
-        registry.probe().devices.into_iter().find(|info| info.id.backend == own.backend && info.id != *own);
-    let other = match found {
-        Some(info) => registry.open_id(&info.id)?,
-        None => context.open()?,
-    };
-    if other.id().is_same_opening(own) {
-        return Err(skipped("the machine has one such device, and it is opened once"));
+/// Another opening of the device.
+fn again(context: &Context) -> Result<Device, Stop> {
+    let other = context.open()?;
+    if other.id().is_same_opening(context.device().id()) {
+        return Err(skipped("no link to another device of this machine, and this one is opened once"));
     }
     Ok(other)
+}
+
+/// A device that this one has a link to, and the link: another one of the machine, or else another opening of this one.
+fn linked(context: &Context) -> Result<(Device, Stream), Stop> {
+    let own = context.device().id();
+    let registry = context.target().registry();
+    for info in registry.probe().devices {
+        if info.id.backend != own.backend || info.id == *own {
+            continue;
+        }
+        let peer = registry.open_id(&info.id)?;
+        match context.device().create_peer_stream(&peer) {
+            Err(error) if *error.kind() == ErrorKind::Unsupported => {}
+            link => return Ok((peer, link?)),
+        }
+    }
+    let peer = again(context)?;
+    match context.device().create_peer_stream(&peer) {
+        Err(error) if *error.kind() == ErrorKind::Unsupported => {
+            Err(failed(format!("copies from others are claimed, but not even from another opening: {error}")))
+        }
+        link => Ok((peer, link?)),
+    }
 }
 
 fn pair(context: &Context) -> Result<Pair, Stop> {
     if !context.info().has_feature(DeviceInfo::PEER_COPY) {
         return Err(unsupported("the device copies from no other one"));
     }
-    let peer = other(context)?;
-    match context.device().create_peer_stream(&peer) {
-        Err(error) if *error.kind() == ErrorKind::Unsupported => {
-            Err(skipped(format!("no link between the devices of this machine: {}", error.message())))
-        }
-        link => Ok(Pair { there: peer.create_stream()?, here: context.stream()?, link: link?, peer }),
-    }
+    let (peer, link) = linked(context)?;
+    Ok(Pair { there: peer.create_stream()?, here: context.stream()?, link, peer })
 }
 
 impl Pair {
@@ -77,7 +88,7 @@ fn claims(tests: &mut Tests) {
             if context.info().has_feature(DeviceInfo::PEER_COPY) {
                 return Ok(());
             }
-            let other = other(context)?;
+            let other = again(context)?;
             ensure_kind!(
                 context.device().create_peer_stream(&other),
                 ErrorKind::Unsupported,
@@ -387,6 +398,49 @@ fn failures(tests: &mut Tests) {
         },
     );
     tests.add(
+        "a-peer-lost-while-waited-for",
+        "a stream that waits for a device that is lost meanwhile has a failed link, and the device itself goes on",
+        |context| {
+            if !context.info().has_feature(DeviceInfo::PEER_COPY) {
+                return Err(unsupported("the device copies from no other one"));
+            }
+            let Some(open) = &context.target().losing else {
+                return Err(skipped("there is no way to lose this device on purpose"));
+            };
+            let peer = open(60)?;
+            let there = peer.create_stream()?;
+            let limit = peer.info().limits.max_allocation_bytes;
+            let large = peer.allocate(limit.min(8 << 20) & !7, MemoryKind::Device)?.all();
+            let link = context.device().create_peer_stream(&peer)?;
+            let own = context.upload(&link, &[5; 64])?;
+            for _ in 0..20 {
+                there.fill(&large, &[1])?;
+            }
+            link.wait(&there.record()?)?;
+            link.fill(&own, &[6])?;
+            let behind = link.record()?;
+            for value in 0..1000u32 {
+                if there.fill(&large.slice(0, 4)?, &value.to_le_bytes()).is_err() {
+                    break;
+                }
+            }
+            ensure_kind!(there.synchronize(), ErrorKind::DeviceLost, "the peer's synchronisation");
+            // What was waited for may have been done before the loss.
+            let waited = link.synchronize_timeout(PATIENCE);
+            let is_done = waited.is_ok();
+            if !is_done {
+                ensure_kind!(waited, ErrorKind::Link, "the stream that waits");
+                ensure_kind!(behind.wait(Some(PATIENCE)), ErrorKind::Link, "the event behind the wait");
+                link.reset()?;
+            }
+            ensure_eq!(context.device().health(), Health::Ok, "the device's own health");
+            let stream = context.stream()?;
+            holds(&stream, &own, &[if is_done { 6 } else { 5 }; 64], "what was filled behind the wait")?;
+            link.fill(&own, &[8])?;
+            holds(&link, &own, &[8; 64], "a buffer of the device")
+        },
+    );
+    tests.add(
         "a-lost-peer-is-an-error",
         "copies from a lost device fail, and the device itself goes on",
         |context| {
@@ -410,7 +464,7 @@ fn failures(tests: &mut Tests) {
             ensure_kind!(there.synchronize(), ErrorKind::DeviceLost, "the peer's synchronisation");
             let to = context.upload(&link, &[5; 64])?;
             let copied = link.copy(&to, &from).and_then(|()| link.synchronize_timeout(PATIENCE));
-            ensure_kind!(copied, ErrorKind::Link | ErrorKind::DeviceLost, "a copy from the lost device");
+            ensure_kind!(copied, ErrorKind::Link, "a copy from the lost device");
             ensure_eq!(context.device().health(), Health::Ok, "the device's own health");
             let stream = context.stream()?;
             let own = context.upload(&stream, &[8; 64])?;

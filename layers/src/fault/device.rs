@@ -73,7 +73,7 @@ impl driver::Device for FaultDevice {
 
     fn import(&self, memory: &HostMemory) -> Result<Buffer> {
         self.pass(Call::Other, &"importing memory", 0, 0)?;
-        self.inner.import(memory)
+        self.inner.driver().import(memory)
     }
 
     fn create_stream(&self) -> Result<Box<dyn driver::Stream>> {

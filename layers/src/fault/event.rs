@@ -52,6 +52,14 @@ impl FaultEvent {
         Some(found)
     }
 
+    /// The failure of a stream of the opening with `own` that waits for this event of a lost peer.
+    pub(super) fn lost_link(&self, own: &Arc<Schedule>) -> Option<Error> {
+        if Arc::ptr_eq(&self.schedule, own) || self.is_over.load(Ordering::Acquire) {
+            return None;
+        }
+        self.schedule.check().err().map(driver::failure_of_peer)
+    }
+
     fn outcome(&self) -> Result<()> {
         self.is_over.store(true, Ordering::Release);
         self.failure.clone().map_or(Ok(()), Err)

@@ -6,7 +6,7 @@ use super::schedule::{Injection, Schedule};
 use super::script::{Action, Call};
 use halite_hal::driver::{self, HostBytes, HostTarget};
 use halite_hal::{
-    Arg, Binding, BufferSlice, Command, CommandList, Device, Error, ErrorKind, Event, Kernel, MemoryKind,
+    Arg, Binding, BufferSlice, Command, CommandList, Device, Error, Event, Kernel, MemoryKind,
     RecordedCommand, RecordedRange, Result, Scalar,
 };
 use std::fmt;
@@ -127,11 +127,10 @@ impl FaultStream {
     }
 
     fn copy_now(&self, dst: &BufferSlice, src: &BufferSlice, corruption: Option<&Injection>) -> Result<()> {
-        let is_own = || src.buffer().device().is_same_opening(self.device.id());
-        if let Some(reason) = self.peer.as_ref().and_then(|peer| peer.lost()).filter(|_| !is_own()) {
+        let peer = self.peer.as_ref().filter(|_| !src.buffer().device().is_same_opening(self.device.id()));
+        if let Some(Err(error)) = peer.map(|peer| peer.check()) {
             // The other end of the link is gone, and the copy with it.
-            let error = Error::new(ErrorKind::Link, format!("the copy's source is lost: {reason}"));
-            self.state().poison(error, 0);
+            self.state().poison(driver::failure_of_peer(error), 0);
             return Ok(());
         }
         self.inner.copy(dst, src)?;
@@ -268,6 +267,8 @@ impl driver::Stream for FaultStream {
             state.until = state.until.max(known.until);
             if let Some(failure) = &known.failure {
                 state.poison(failure.clone(), 0);
+            } else if let Some(error) = known.lost_link(&self.schedule) {
+                state.poison(error, 0);
             }
             Ok(())
         })

@@ -95,8 +95,11 @@ impl Event {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
     }
 
-    /// Lets queues of another device know when it is over.
+    /// Lets queues of another device know when it is over, unless it is.
     fn watch(&self, queues: Queues) {
+        if !matches!(self.progress(), Progress::Pending) {
+            return;
+        }
         self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(queues);
     }
 
@@ -276,6 +279,13 @@ impl Queues {
                 }
                 (_, Some(failure)) => Err(failure),
                 (Command::Wait(event), None) => match event.progress() {
+                    // The other end of the link is gone, and not this device.
+                    Progress::Failed(failure)
+                        if failure.status == plugin::STATUS_DEVICE_LOST
+                            && !std::ptr::eq(&*event.device, &*device) =>
+                    {
+                        Err(Failure::new(plugin::STATUS_LINK, format!("the peer is lost: {}", failure.text)))
+                    }
                     Progress::Failed(failure) => Err(failure),
                     _ => Ok(()),
                 },
