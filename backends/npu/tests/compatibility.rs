@@ -1,5 +1,5 @@
-//! A plugin that was built from version 1.0 of the header, as a file that is never built again: later versions of the loader
-//! must keep opening it. `data/README.md` says where it comes from.
+//! Plugins that were built from earlier versions of the header, as files that are never built again: later versions of the
+//! loader must keep opening them. `data/README.md` says where they come from.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu"))]
 
@@ -8,27 +8,34 @@ mod common;
 use common::{download, plugin, upload};
 use halite_hal::builtin::{BuiltinKind, BuiltinOp, OperandDesc};
 use halite_hal::driver::Backend as _;
-use halite_hal::{DType, ErrorKind, Health, KernelSource, MemoryKind, as_bytes, from_bytes};
+use halite_hal::{
+    DType, DeviceInfo, ErrorKind, Health, HostMemory, KernelSource, MemoryKind, as_bytes, from_bytes,
+};
 
-const FILE: &str =
+const V1_0: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/libhalite_npu_abi_1_0-x86_64-linux-gnu.so");
+const V1_1: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/libhalite_npu_abi_1_1-x86_64-linux-gnu.so");
 
-/// Of the file's bytes, so that nobody builds it anew without noticing (FNV-1a, 64 bits: http://isthe.com/chongo/tech/comp/fnv/).
-const FINGERPRINT: u64 = 0x73E3_1513_E886_2A4C;
+/// The files, and what their bytes amount to, so that nobody builds them anew without noticing (FNV-1a, 64 bits:
+/// http://isthe.com/chongo/tech/comp/fnv/).
+const FINGERPRINTS: [(&str, u64); 2] = [(V1_0, 0x73E3_1513_E886_2A4C), (V1_1, 0x8491_F77E_A81D_593E)];
 
 #[test]
-fn the_file_is_the_one_that_was_built_then_and_small() {
-    let bytes = std::fs::read(FILE).unwrap();
-    assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
-    let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)
-    });
-    assert_eq!(hash, FINGERPRINT, "{hash:#x}");
+fn the_files_are_those_that_were_built_then_and_small() {
+    for (file, fingerprint) in FINGERPRINTS {
+        let bytes = std::fs::read(file).unwrap();
+        assert!(bytes.len() < 32 << 10, "{file}: {} bytes", bytes.len());
+        let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        });
+        assert_eq!(hash, fingerprint, "{file}: {hash:#x}");
+    }
 }
 
 #[test]
 fn a_plugin_of_version_1_0_is_described_as_it_was() {
-    let backend = plugin(FILE);
+    let backend = plugin(V1_0);
     let info = backend.plugins().unwrap().remove(0);
     assert_eq!((info.name.as_str(), info.version.as_str()), ("Halite example", "1.0"));
     let device = backend.probe().unwrap().remove(0);
@@ -45,7 +52,7 @@ fn a_plugin_of_version_1_0_is_described_as_it_was() {
 
 #[test]
 fn a_plugin_of_version_1_0_still_works() {
-    let device = plugin(FILE).with_option("fail_after", "9").open(0).unwrap();
+    let device = plugin(V1_0).with_option("fail_after", "9").open(0).unwrap();
     let (stream, other) = (device.create_stream().unwrap(), device.create_stream().unwrap());
     let lhs = upload(&device, &stream, as_bytes(&[1f32, 2., 3.]));
     let rhs = device.allocate(12, MemoryKind::Pinned).unwrap().all();
@@ -74,4 +81,25 @@ fn a_plugin_of_version_1_0_still_works() {
     assert_eq!(device.health(), Health::Ok);
     drop((stream, other, lhs, rhs, out, add, begin, end));
     assert_eq!(device.memory().unwrap().free_bytes, 256 << 20);
+}
+
+#[test]
+fn a_plugin_of_version_1_1_imports_memory_and_copies_between_its_devices() {
+    let backend = plugin(V1_1);
+    let (device, peer) = (backend.open(0).unwrap(), backend.open(0).unwrap());
+    let info = device.info();
+    assert_eq!(info.limits.import_alignment_bytes, 1);
+    assert_eq!(info.features, ["emulated", DeviceInfo::PEER_COPY]);
+    let there = peer.create_stream().unwrap();
+    let memory = HostMemory::from(vec![7; 1000]);
+    let imported = peer.import(&memory).unwrap().all();
+    there.fill(&imported.slice(0, 10).unwrap(), &[9]).unwrap();
+    let link = device.create_peer_stream(&peer).unwrap();
+    link.wait(&there.record().unwrap()).unwrap();
+    let to = device.allocate(1000, MemoryKind::Device).unwrap().all();
+    link.copy(&to, &imported).unwrap();
+    let bytes = download(&link, &to);
+    assert_eq!((&bytes[..10], &bytes[10..]), (&[9; 10][..], &[7; 990][..]));
+    drop((imported, there, link));
+    assert_eq!(*memory.into_bytes().unwrap(), *bytes);
 }

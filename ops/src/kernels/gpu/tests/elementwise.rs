@@ -230,6 +230,22 @@ fn every_cast_matches_the_reference_on_random_bits() {
 }
 
 #[test]
+fn constants_of_every_dtype_are_those_of_the_program() {
+    let Some(runner) = runner() else { return };
+    let n = 33;
+    for value in [0.1, -3.0, 1e300, f64::INFINITY, f64::NAN] {
+        let mut cluster = Cluster::copy(&[n], View::contiguous(DType::F32, &[n]));
+        let constants = dtypes(runner)
+            .into_iter()
+            .map(|dtype| Step { op: StepOp::Constant(Literal::new(dtype, value)), dtype });
+        cluster.steps.extend(constants);
+        cluster.outputs = (1..cluster.steps.len() as u32).collect();
+        let input = random_memory(&mut Random::new(4), DType::F32, n);
+        check(runner, 0, &cluster, &[(TensorType::new(DType::F32, &[n]), input)], &[]);
+    }
+}
+
+#[test]
 fn values_pass_through_programs_bit_by_bit_even_as_signalling_nans() {
     let Some(runner) = runner() else { return };
     for dtype in [DType::F16, DType::BF16, DType::F32] {
