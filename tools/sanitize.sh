@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the crates that hold unsafe code under a sanitizer, and those of plugins under Valgrind.
+# Runs the tests of the layer, the CPU, the NPU and the layers around devices under a sanitizer, and those of plugins under
+# Valgrind. Left out are the kernels of `ops`, and the backends whose drivers are not ours: OpenCL and CUDA.
 #
 #   tools/sanitize.sh [address|valgrind]...      # default: address
 #
