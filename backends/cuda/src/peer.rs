@@ -62,10 +62,7 @@ pub(crate) fn enqueue(
         }
         result => result,
     })?;
-    match lost {
-        Some(error) => {
-            stream.fail(driver::failure_of_peer(peer.noting_loss(Err::<(), _>(error)).unwrap_err()))
-        }
-        None => Ok(()),
-    }
+    let Some(error) = lost else { return Ok(()) };
+    let _ = peer.noting_loss(Err::<(), _>(error.clone()));
+    stream.fail(driver::failure_of_peer(error))
 }

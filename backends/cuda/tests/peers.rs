@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use halite_cuda::CudaBackend;
 use halite_hal::driver::Backend as _;
-use halite_hal::{Device, ErrorKind, HostMemory, MemoryKind};
+use halite_hal::{Device, ErrorKind, Health, HostMemory, MemoryKind};
 
 /// Runs on two devices of the fake driver, and on two GPUs where there are two.
 fn each_pair(test: impl Fn(&Device, &Device)) {
@@ -106,4 +106,35 @@ fn pinned_and_imported_memory_of_the_other_device_is_a_source_too() {
             assert_eq!(download(&link, &to), [number; 100]);
         }
     });
+}
+
+#[test]
+fn the_loss_of_a_peer_is_a_failed_link_and_the_device_goes_on() {
+    for call in ["cuMemcpyPeerAsync", "cuStreamWaitEvent", ""] {
+        let Some(fake) = Fake::new(&[]) else { return };
+        let backend = fake.backend();
+        let (first, second) = (backend.open(0).unwrap(), backend.open(1).unwrap());
+        let (source, link) = (first.create_stream().unwrap(), second.create_peer_stream(&first).unwrap());
+        let from = upload(&first, &source, &[7; 100]);
+        let to = upload(&second, &link, &[1; 100]);
+        let gate = Gates::new(&first).close(&source);
+        let event = source.record().unwrap();
+        if call.is_empty() {
+            // The loss shows at a call of the peer's own.
+            fake.fail("cuMemGetInfo_v2", 719, 0);
+            first.memory().unwrap_err();
+        } else {
+            fake.fail(call, 719, 0);
+        }
+        link.wait(&event).and_then(|()| link.copy(&to, &from)).unwrap_or_else(|error| {
+            assert_eq!(error.kind(), &ErrorKind::Link, "{call}: {error}");
+        });
+        gate.open();
+        assert_eq!(link.synchronize().unwrap_err().kind(), &ErrorKind::Link, "{call}");
+        assert!(matches!(first.health(), Health::Lost { .. }), "{call}");
+        assert_eq!(second.health(), Health::Ok, "{call}");
+        link.reset().unwrap();
+        assert_eq!(download(&link, &to), [1; 100], "{call}");
+        assert_eq!(second.create_peer_stream(&first).unwrap_err().kind(), &ErrorKind::Link, "{call}");
+    }
 }
