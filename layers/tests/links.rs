@@ -105,6 +105,23 @@ fn a_lost_peer_breaks_the_link_and_leaves_the_device() {
 }
 
 #[test]
+fn a_wait_for_a_lost_peer_fails_the_link_unless_its_work_was_seen_done() {
+    let [device, peer] = pair(NOTHING, "fill@2=lost", &[]);
+    let (link, there) = (device.create_peer_stream(&peer).unwrap(), peer.create_stream().unwrap());
+    let from = filled(&peer, &there, 7);
+    let [seen, unseen] = [0, 1].map(|_| there.record().unwrap());
+    seen.wait(None).unwrap();
+    assert_eq!(there.fill(&from.all(), &[9]).unwrap_err().kind(), &ErrorKind::DeviceLost);
+    link.wait(&seen).unwrap();
+    link.synchronize().unwrap();
+    link.wait(&unseen).unwrap();
+    assert_eq!(link.synchronize().unwrap_err().kind(), &ErrorKind::Link);
+    link.reset().unwrap();
+    link.synchronize().unwrap();
+    assert_eq!(device.health(), Health::Ok);
+}
+
+#[test]
 fn memory_is_lent_until_the_device_is_lost() {
     let device = Fault::with_script("fill@2=lost").unwrap().wrap(cpu()).unwrap();
     let memory = HostMemory::zeroed(16).unwrap();
