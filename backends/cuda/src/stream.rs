@@ -58,6 +58,8 @@ struct Books {
     marked: u64,
     /// The first read that was given up with the device: events behind it must not say that its bytes are there.
     lost_read: Option<u64>,
+    /// The first command that waited for an event which failed, and that failure: events behind it fail alike.
+    failed_wait: Option<(u64, Error)>,
 }
 
 /// A stream, shared by the handle and by its events.
@@ -140,7 +142,12 @@ impl StreamShared {
     ) -> Result<()> {
         let mut books = lock(&self.books);
         let released = if event.is_over() { books.release(sequence) } else { Vec::new() };
-        let mut outcome = outcome.and_then(|()| failure_of(&released));
+        let mut outcome = outcome.and_then(|()| match &books.failed_wait {
+            Some((first, error)) if *first <= sequence && books.generation == generation => {
+                Err(error.clone())
+            }
+            _ => Ok(()),
+        });
         if outcome.is_ok() && books.lost_read.is_some_and(|first| first <= sequence) {
             outcome = self.device.check();
         }
@@ -303,6 +310,7 @@ impl StreamShared {
             }
         }
         let mut books = lock(&self.books);
+        books.failed_wait = None;
         if let Some(failure) = books.failure.take() {
             log::debug!("{}: a stream forgets its failure: {failure}", self.device.info.id);
             books.generation += 1;
@@ -340,7 +348,11 @@ impl Books {
             read.finish();
         }
         let count = self.held.partition_point(|(number, _)| *number <= sequence);
-        self.held.drain(..count).map(|(_, held)| held).collect()
+        let over: Vec<_> = self.held.drain(..count).collect();
+        if self.failed_wait.is_none() {
+            self.failed_wait = over.iter().find_map(|(number, held)| Some((*number, held.failure()?)));
+        }
+        over.into_iter().map(|(_, held)| held).collect()
     }
 
     /// Takes out what is held up to the last mark that is over.
@@ -349,10 +361,9 @@ impl Books {
         while let Some((mark, event)) = self.marks.front() {
             let failure = match event.progress() {
                 Progress::Over => {
-                    let over = self.release(*mark);
-                    let failure = failure_of(&over).err();
-                    released.extend(over);
-                    failure
+                    let mark = *mark;
+                    released.extend(self.release(mark));
+                    self.failed_wait.as_ref().map(|(_, failure)| failure.clone())
                 }
                 Progress::Running => break,
                 // The next look gives everything up after a loss, and asks again after a refusal. Until then nothing
@@ -390,16 +401,15 @@ impl Books {
     }
 }
 
-/// The first failure of an event that was waited for.
-fn failure_of(released: &[Held]) -> Result<()> {
-    for held in released {
-        match held {
-            Held::Event(event) => event.poll().unwrap_or(Ok(()))?,
-            Held::PeerEvent(event) => event.poll().unwrap_or(Ok(())).map_err(driver::failure_of_peer)?,
-            _ => {}
+impl Held {
+    /// The failure of an event that was waited for.
+    fn failure(&self) -> Option<Error> {
+        match self {
+            Self::Event(event) => event.poll()?.err(),
+            Self::PeerEvent(event) => event.poll()?.err().map(driver::failure_of_peer),
+            _ => None,
         }
     }
-    Ok(())
 }
 
 /// The buffers of a launch.

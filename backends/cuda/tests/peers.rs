@@ -126,15 +126,45 @@ fn the_loss_of_a_peer_is_a_failed_link_and_the_device_goes_on() {
         } else {
             fake.fail(call, 719, 0);
         }
+        let before = link.record().unwrap();
         link.wait(&event).and_then(|()| link.copy(&to, &from)).unwrap_or_else(|error| {
             assert_eq!(error.kind(), &ErrorKind::Link, "{call}: {error}");
         });
+        let behind = link.record().unwrap();
         gate.open();
         assert_eq!(link.synchronize().unwrap_err().kind(), &ErrorKind::Link, "{call}");
+        before.wait(None).unwrap();
+        assert_eq!(behind.wait(None).unwrap_err().kind(), &ErrorKind::Link, "{call}");
         assert!(matches!(first.health(), Health::Lost { .. }), "{call}");
         assert_eq!(second.health(), Health::Ok, "{call}");
         link.reset().unwrap();
         assert_eq!(download(&link, &to), [1; 100], "{call}");
         assert_eq!(second.create_peer_stream(&first).unwrap_err().kind(), &ErrorKind::Link, "{call}");
     }
+}
+
+#[test]
+fn a_peer_that_is_lost_while_it_is_waited_for_fails_what_is_behind_the_wait() {
+    let Some(fake) = Fake::new(&[]) else { return };
+    let backend = fake.backend();
+    let (first, second) = (backend.open(0).unwrap(), backend.open(1).unwrap());
+    let (source, link) = (first.create_stream().unwrap(), second.create_peer_stream(&first).unwrap());
+    let to = upload(&second, &link, &[1; 100]);
+    link.synchronize().unwrap();
+    let gate = Gates::new(&first).close(&source);
+    let event = source.record().unwrap();
+    let before = link.record().unwrap();
+    link.wait(&event).unwrap();
+    link.fill(&to, &[2]).unwrap();
+    let behind = link.record().unwrap();
+    fake.fail("cuMemGetInfo_v2", 719, 0);
+    first.memory().unwrap_err();
+    gate.open();
+    assert_eq!(link.synchronize().unwrap_err().kind(), &ErrorKind::Link);
+    before.wait(None).unwrap();
+    assert_eq!(behind.wait(None).unwrap_err().kind(), &ErrorKind::Link);
+    assert_eq!(second.health(), Health::Ok);
+    link.reset().unwrap();
+    link.fill(&to, &[3]).unwrap();
+    assert_eq!(download(&link, &to), [3; 100]);
 }
