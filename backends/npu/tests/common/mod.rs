@@ -7,6 +7,7 @@ use halite_npu::{NpuBackend, emulator_file_name};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The emulator's library: Cargo builds it beside the tests.
 pub(crate) fn emulator() -> PathBuf {
@@ -40,7 +41,10 @@ pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("halite-npu-{}-{name}", std::process::id()));
+        // Tests run side by side.
+        static FOLDERS: AtomicU32 = AtomicU32::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("halite-npu-{}-{number}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
