@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     let cli = halite::cli::parse();
     let outcome = dispatch(cli);
     ExitCode::from(outcome.unwrap_or_else(|stop| {
-        eprintln!("error: {}", stop.message);
+        output::tell(format_args!("error: {}", stop.message));
         stop.code
     }))
 }
@@ -140,7 +140,7 @@ fn demo(session: &Session, args: &DemoArgs) -> Result<u8, Stop> {
             message: format!("cannot write the report to '{}': {error}", path.display()),
             code: EXIT_FAILURE,
         })?;
-        eprintln!("report written to {}", path.display());
+        output::tell(format_args!("report written to {}", path.display()));
     }
     Ok(match report.succeeded() {
         true => EXIT_SUCCESS,
@@ -274,7 +274,7 @@ fn trace(args: &TraceArgs) -> Result<u8, Stop> {
             message: format!("cannot write the report to '{}': {error}", path.display()),
             code: EXIT_FAILURE,
         })?;
-        eprintln!("report written to {}", path.display());
+        output::tell(format_args!("report written to {}", path.display()));
     }
     Ok(EXIT_SUCCESS)
 }
@@ -301,7 +301,7 @@ fn tune(session: &Session, args: &TuneArgs) -> Result<u8, Stop> {
     };
     output::print(&text)?;
     match &saved {
-        Some(path) => eprintln!("profile written to {}", path.display()),
+        Some(path) => output::tell(format_args!("profile written to {}", path.display())),
         None if !args.json => output::print(&format!("\n{}", tuning.profile_text()))?,
         None => {}
     }

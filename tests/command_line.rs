@@ -299,3 +299,37 @@ fn the_program_is_linked_with_no_driver() {
         assert!(!libraries.contains(vendor), "{libraries}");
     }
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_standard_error_that_takes_nothing_costs_neither_results_nor_exit_codes() {
+    let run = |arguments: &[&str]| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let Output { status, stdout, .. } =
+            halite(arguments).stdout(std::process::Stdio::piped()).stderr(full).output().unwrap();
+        (status.code(), String::from_utf8(stdout).unwrap())
+    };
+    let (code, stdout) = run(&["demo", "--device", "cpu", "--epochs", "1", "--json"]);
+    assert_eq!(code, Some(SUCCESS));
+    assert!(serde_json::from_str::<Value>(&stdout).unwrap()["devices"].is_array(), "{stdout}");
+    let (code, stdout) = run(&["conformance", "--device", "cpu", "--filter", "order/diamond"]);
+    assert_eq!(code, Some(SUCCESS), "{stdout}");
+    for wrong in [&["frob"][..], &["demo", "--device", "frob:0"]] {
+        assert_eq!(run(wrong), (Some(USAGE), String::new()), "{wrong:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn files_without_an_end_are_refused_and_no_file_but_a_profile_is_replaced() {
+    let expected = &["conformance", "--device", "cpu", "--expected", "/dev/zero"];
+    assert_refused(halite(expected), &["/dev/zero", "larger than 1 MiB"]);
+    let mut faults = halite(&["demo", "--device", "cpu"]);
+    faults.env("HALITE_LAYERS", "fault:@/dev/zero");
+    assert_refused(faults, &["fault:@/dev/zero", "larger than 1 MiB"]);
+    let tune = &["tune", "cpu", "--op", "reduce", "--budget", "1ms", "--output", "/dev/zero"];
+    let (code, stdout, stderr) = output(halite(tune));
+    assert_eq!((code, stdout.as_str()), (USAGE, ""), "{stderr}");
+    assert!(stderr.contains("'/dev/zero' was not written by tuning"), "{stderr}");
+    assert_refused(halite(&["tune", "cpu", "--budget", "0s"]), &["--budget", "above zero"]);
+}

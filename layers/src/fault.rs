@@ -25,8 +25,14 @@ use device::FaultDevice;
 use halite_hal::{Device, Error, Layer, Result};
 use script::Script;
 use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most bytes of a script in a file.
+const MOST_SCRIPT_BYTES: u64 = 1 << 20;
 
 /// The layer `fault`.
 #[derive(Default)]
@@ -91,11 +97,18 @@ impl Layer for Fault {
         let Some(path) = settings.strip_prefix('@') else {
             return Ok(Arc::new(Self::with_script(settings)?));
         };
-        let script = std::fs::read_to_string(path).map_err(|error| {
-            Error::invalid(format!(
-                "the script '{path}' of HALITE_LAYERS=fault:@{path} cannot be read: {error}"
-            ))
-        })?;
+        let refuse = |reason: &dyn fmt::Display| {
+            let message =
+                format!("the script '{path}' of HALITE_LAYERS=fault:@{path} cannot be read: {reason}");
+            Error::invalid(message)
+        };
+        let mut script = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MOST_SCRIPT_BYTES + 1).read_to_string(&mut script))
+            .map_err(|error| refuse(&error))?;
+        if script.len() as u64 > MOST_SCRIPT_BYTES {
+            return Err(refuse(&"it is larger than 1 MiB"));
+        }
         let layer = Self::with_script(&script)
             .map_err(|error| Error::invalid(format!("'{path}': {}", error.message())))?;
         Ok(Arc::new(layer))

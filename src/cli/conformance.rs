@@ -61,7 +61,7 @@ impl ConformanceArgs {
         let expected = match &self.expected {
             None => ExpectedFailures::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path)
+                let text = output::read_small(path)
                     .map_err(|error| format!("cannot read '{}': {error}", path.display()))?;
                 ExpectedFailures::parse(&text).map_err(|error| format!("'{}': {error}", path.display()))?
             }
@@ -98,7 +98,7 @@ impl ConformanceProgress {
     /// Shows what is about to run.
     pub fn show(&mut self, device: &str, at: Progress<'_>) {
         if self.is_verbose {
-            eprintln!("{device} {}/{} {}", at.done + 1, at.total, at.test);
+            output::tell(format_args!("{device} {}/{} {}", at.done + 1, at.total, at.test));
             return;
         }
         match &self.bar {
@@ -109,7 +109,7 @@ impl ConformanceProgress {
                 bar.set_message(at.test.to_owned());
             }
             None if self.device != device => {
-                eprintln!("testing {device}: {} tests", at.total);
+                output::tell(format_args!("testing {device}: {} tests", at.total));
                 self.device = device.to_owned();
             }
             None => {}

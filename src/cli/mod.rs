@@ -138,7 +138,7 @@ pub fn parse() -> Cli {
             std::process::exit(i32::from(EXIT_SUCCESS))
         }
         Err(Stop { message, .. }) => {
-            eprintln!("{message}");
+            output::tell(message);
             std::process::exit(i32::from(EXIT_USAGE))
         }
     }

@@ -1,7 +1,10 @@
 //! Printing: to standard output without panics, and tables that fit the terminal.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use std::io::{self, Write};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
 
 /// Width of a table where no terminal says another.
 const DEFAULT_COLUMNS: u16 = 110;
@@ -22,6 +25,25 @@ pub fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// Writes `text` and a line end to standard error. Nobody is left to tell where that is closed or full.
+pub fn tell(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A file of text of at most 1 MiB.
+///
+/// # Errors
+/// What the operating system says, and `InvalidData` for a file that is larger or no UTF-8.
+pub fn read_small(path: &Path) -> io::Result<String> {
+    const MOST_BYTES: u64 = 1 << 20;
+    let mut text = String::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// Columns of the terminal behind standard output, or a usual number for files and pipes.

@@ -58,7 +58,7 @@ impl SelftestProgress {
                 spinner.inc(1);
             }
             None if self.suite != title => {
-                eprintln!("testing {title}");
+                output::tell(format_args!("testing {title}"));
                 self.suite = title;
             }
             None => {}

@@ -22,7 +22,7 @@ pub struct TuneArgs {
     pub op: Option<String>,
 
     /// Time for all measurements together, such as 90s or 5m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_budget)]
     pub budget: Duration,
 
     /// Write the profile to this file instead of the folder where later runs find it
@@ -40,6 +40,15 @@ pub struct TuneArgs {
     /// Load this NPU plugin; repeatable
     #[arg(long = "plugin", value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
+}
+
+/// A time above zero.
+fn parse_budget(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("expected a time above zero, such as 60s".to_owned()),
+        Ok(budget) => Ok(budget),
+        Err(error) => Err(format!("{error}; expected a time such as 90s or 5m")),
+    }
 }
 
 /// What a person sees on stderr meanwhile: a bar, or one line per case in a log.
@@ -69,7 +78,7 @@ impl TuneProgress {
             bar.set_position(step.done as u64);
             bar.set_message(format!("{case}: {}", step.candidate));
         } else if *self.last_case.borrow() != case {
-            eprintln!("tuning {case}");
+            output::tell(format_args!("tuning {case}"));
             self.last_case.replace(case);
         }
     }

@@ -1,6 +1,7 @@
 //! What a person sees on stderr while devices train: one bar per device, or plain lines in a log.
 
 use super::report::{epochs, joined, loss_digits, percent, whole};
+use crate::cli::output;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Instant;
 
@@ -146,7 +147,7 @@ impl DeviceProgress {
 
     fn line(&self, message: &str) {
         if self.sink == Sink::Lines {
-            eprintln!("{}: {message}", self.name);
+            output::tell(format_args!("{}: {message}", self.name));
         }
     }
 }

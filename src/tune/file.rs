@@ -5,7 +5,8 @@ use crate::{Error, Session};
 use halite_hal::DeviceInfo;
 use halite_profiles::{KernelEntry, Profile};
 use std::fmt::Write as _;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,8 +143,10 @@ impl Tuning {
         let text = self.profile_text();
         self.base.extended_by(&text, &path.display().to_string()).map_err(Box::new)?;
         let io = |source| SaveError::Io { path: path.clone(), source };
-        match std::fs::read(&path) {
-            Ok(old) if !old.starts_with(MARK.as_bytes()) => return Err(SaveError::Foreign { path }),
+        let mut begin = Vec::new();
+        let most = MARK.len() as u64;
+        match File::open(&path).and_then(|old| old.take(most).read_to_end(&mut begin)) {
+            Ok(_) if begin != MARK.as_bytes() => return Err(SaveError::Foreign { path }),
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }

@@ -6,6 +6,7 @@
 //! caller's own thread, the process ends with the name of the plugin and the call.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::mem;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -88,7 +89,8 @@ impl Drop for Boundary<'_> {
                 std::thread::park();
             }
         }
-        eprintln!(
+        let _ = writeln!(
+            std::io::stderr(),
             "halite: plugin '{}' lets an exception out of {}, which nothing can catch; catch it inside of the plugin",
             self.plugin.display(),
             self.call
