@@ -333,3 +333,12 @@ fn files_without_an_end_are_refused_and_no_file_but_a_profile_is_replaced() {
     assert!(stderr.contains("'/dev/zero' was not written by tuning"), "{stderr}");
     assert_refused(halite(&["tune", "cpu", "--budget", "0s"]), &["--budget", "above zero"]);
 }
+
+#[test]
+fn a_layer_that_lacks_what_it_needs_is_told_before_anything_runs() {
+    for (layer, expected) in [("fault", "has no script"), ("trace", "HALITE_TRACE=FILE")] {
+        let mut demo = halite(&["demo", "--device", "cpu"]);
+        demo.env("HALITE_LAYERS", layer);
+        assert_refused(demo, &[&format!("layer '{layer}'"), expected]);
+    }
+}

@@ -30,6 +30,14 @@ pub trait Layer: Send + Sync {
     /// Whatever the layer needs and does not find. The device is then closed again.
     fn wrap(&self, inner: Device) -> Result<Device>;
 
+    /// Whether the layer has what it needs, asked when it is chosen by name: before any device is opened.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that says what is missing; the default needs nothing.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The same layer with settings: what stands behind the colon in `HALITE_LAYERS=name:settings`.
     ///
     /// # Errors
@@ -46,7 +54,7 @@ pub trait Layer: Send + Sync {
 /// innermost.
 ///
 /// # Errors
-/// `InvalidArgument` for a name that is not among `known`, or settings that the layer refuses.
+/// `InvalidArgument` for a name that is not among `known`, settings that the layer refuses, or a layer that lacks something.
 pub fn select_layers(list: &str, known: &[Arc<dyn Layer>]) -> Result<Vec<Arc<dyn Layer>>> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     entries
@@ -63,10 +71,12 @@ pub fn select_layers(list: &str, known: &[Arc<dyn Layer>]) -> Result<Vec<Arc<dyn
                     "HALITE_LAYERS names the unknown layer '{name}'; known layers: {known}"
                 ))
             })?;
-            match settings {
-                Some(settings) => layer.configure(settings),
-                None => Ok(layer.clone()),
-            }
+            let layer = match settings {
+                Some(settings) => layer.configure(settings)?,
+                None => layer.clone(),
+            };
+            layer.check()?;
+            Ok(layer)
         })
         .collect()
 }

@@ -68,18 +68,28 @@ impl Fault {
     }
 }
 
+impl Fault {
+    fn script(&self) -> Result<&Arc<Script>> {
+        self.script.as_ref().ok_or_else(|| {
+            Error::invalid(
+                "the layer 'fault' has no script; write what is to fail behind a colon, such as \
+                 HALITE_LAYERS=fault:launch@3=fail",
+            )
+        })
+    }
+}
+
 impl Layer for Fault {
     fn name(&self) -> &str {
         "fault"
     }
 
+    fn check(&self) -> Result<()> {
+        self.script().map(drop)
+    }
+
     fn wrap(&self, inner: Device) -> Result<Device> {
-        let Some(script) = &self.script else {
-            return Err(Error::invalid(
-                "the layer 'fault' has no script; write what is to fail behind a colon, such as \
-                 HALITE_LAYERS=fault:launch@3=fail",
-            ));
-        };
+        let script = self.script()?;
         let opening = {
             let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
             let opening = openings.entry(inner.id().to_string()).or_default();

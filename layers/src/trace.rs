@@ -117,6 +117,10 @@ impl Layer for TraceLayer {
         Ok(Device::new(Arc::new(TraceDevice::new(inner, file, self.detail)?)))
     }
 
+    fn check(&self) -> Result<()> {
+        self.path().map(drop)
+    }
+
     /// Takes `detail` and `brief`.
     ///
     /// # Errors

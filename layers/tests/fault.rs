@@ -440,6 +440,7 @@ fn the_layer_is_chosen_by_variable_with_a_script_or_a_file() {
         ("fault:@/absent/faults".into(), &["/absent/faults", "cannot be read"]),
         ("fault:nonsense".into(), &["HALITE_LAYERS", "column 1", "'nonsense'"]),
         ("fault:".into(), &["column 1", "expected a rule"]),
+        ("fault".into(), &["HALITE_LAYERS=fault:launch@3=fail"]),
         ("verify:3".into(), &["takes no settings"]),
     ] {
         let error = chosen(&list).err().unwrap_or_else(|| panic!("{list} is accepted"));
@@ -448,6 +449,6 @@ fn the_layer_is_chosen_by_variable_with_a_script_or_a_file() {
             assert!(error.message().contains(part), "'{part}' is missing in '{error}'");
         }
     }
-    let error = chosen("fault").unwrap()[0].wrap(cpu()).unwrap_err();
+    let error = Fault::new().wrap(cpu()).unwrap_err();
     assert!(error.message().contains("HALITE_LAYERS=fault:launch@3=fail"), "{error}");
 }

@@ -546,7 +546,7 @@ fn work_that_never_ends_holds_nothing_up_for_long() {
 
 #[test]
 fn settings_are_checked_and_the_file_must_be_named() {
-    let known = halite_layers::all();
+    let known: [Arc<dyn Layer>; 1] = [Arc::new(TraceLayer::to_file(file("settings")))];
     for settings in ["trace", "trace:detail", "trace: brief"] {
         assert_eq!(select_layers(settings, &known).unwrap()[0].name(), "trace");
     }
@@ -554,6 +554,8 @@ fn settings_are_checked_and_the_file_must_be_named() {
     assert!(error.message().contains("'detail' and 'brief', got 'loud'"), "{error}");
     if std::env::var_os("HALITE_TRACE").is_none() {
         let error = TraceLayer::from_env().wrap(null()).unwrap_err();
+        assert!(error.message().contains("HALITE_TRACE=FILE"), "{error}");
+        let error = select_layers("trace", &halite_layers::all()).err().expect("no file is named");
         assert!(error.message().contains("HALITE_TRACE=FILE"), "{error}");
     }
     let named = TraceLayer::to_file(file("process").with_extension("%p"));

@@ -22,6 +22,8 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Lines of host threads that the writing thread has not taken yet; beyond, they are counted and lost. It is asked to
 /// hurry from half of that on.
 const MOST_WAITING_BYTES: usize = 16 << 20;
+/// Room for lines that is kept for the next ones.
+const KEPT_BYTES: usize = 1 << 20;
 
 /// A timeline's file. The last handle completes it, for which it may wait some time for work under way.
 pub(crate) struct TraceFile {
@@ -191,6 +193,7 @@ impl Writer {
                     inbox = woken.unwrap_or_else(PoisonError::into_inner).0;
                 }
                 lines.append(&mut inbox.lines);
+                inbox.lines.shrink_to(KEPT_BYTES);
                 lost += std::mem::take(&mut inbox.lost);
                 tracks.append(&mut inbox.tracks);
                 if inbox.is_closing && deadline.is_none() {
@@ -208,6 +211,7 @@ impl Writer {
             });
             self.write(&lines);
             lines.clear();
+            lines.shrink_to(KEPT_BYTES);
             if deadline.is_some() {
                 if is_late || tracks.iter().all(Collector::is_idle) {
                     break;
