@@ -349,6 +349,30 @@ fn order(tests: &mut Tests) {
     });
 }
 
+/// A peer that is lost after a while, and a stream of it.
+fn losing(context: &Context) -> Result<(Device, Stream), Stop> {
+    if !context.info().has_feature(DeviceInfo::PEER_COPY) {
+        return Err(unsupported("the device copies from no other one"));
+    }
+    let Some(open) = &context.target().losing else {
+        return Err(skipped("there is no way to lose this device on purpose"));
+    };
+    let peer = open(60)?;
+    let there = peer.create_stream()?;
+    Ok((peer, there))
+}
+
+/// Uses a device that is to be lost until it is.
+fn lose(there: &Stream, range: &BufferSlice) -> Outcome {
+    for value in 0..1000u32 {
+        if there.fill(range, &value.to_le_bytes()).is_err() {
+            break;
+        }
+    }
+    ensure_kind!(there.synchronize(), ErrorKind::DeviceLost, "the peer's synchronisation");
+    Ok(())
+}
+
 fn failures(tests: &mut Tests) {
     tests.add(
         "what-does-not-fit-is-refused",
@@ -401,14 +425,7 @@ fn failures(tests: &mut Tests) {
         "a-peer-lost-while-waited-for",
         "a stream that waits for a device that is lost meanwhile has a failed link, and the device itself goes on",
         |context| {
-            if !context.info().has_feature(DeviceInfo::PEER_COPY) {
-                return Err(unsupported("the device copies from no other one"));
-            }
-            let Some(open) = &context.target().losing else {
-                return Err(skipped("there is no way to lose this device on purpose"));
-            };
-            let peer = open(60)?;
-            let there = peer.create_stream()?;
+            let (peer, there) = losing(context)?;
             let limit = peer.info().limits.max_allocation_bytes;
             let large = peer.allocate(limit.min(8 << 20) & !7, MemoryKind::Device)?.all();
             let link = context.device().create_peer_stream(&peer)?;
@@ -419,12 +436,7 @@ fn failures(tests: &mut Tests) {
             link.wait(&there.record()?)?;
             link.fill(&own, &[6])?;
             let behind = link.record()?;
-            for value in 0..1000u32 {
-                if there.fill(&large.slice(0, 4)?, &value.to_le_bytes()).is_err() {
-                    break;
-                }
-            }
-            ensure_kind!(there.synchronize(), ErrorKind::DeviceLost, "the peer's synchronisation");
+            lose(&there, &large.slice(0, 4)?)?;
             // What was waited for may have been done before the loss.
             let waited = link.synchronize_timeout(PATIENCE);
             let is_done = waited.is_ok();
@@ -444,24 +456,12 @@ fn failures(tests: &mut Tests) {
         "a-lost-peer-is-an-error",
         "copies from a lost device fail, and the device itself goes on",
         |context| {
-            if !context.info().has_feature(DeviceInfo::PEER_COPY) {
-                return Err(unsupported("the device copies from no other one"));
-            }
-            let Some(open) = &context.target().losing else {
-                return Err(skipped("there is no way to lose this device on purpose"));
-            };
-            let peer = open(60)?;
-            let there = peer.create_stream()?;
+            let (peer, there) = losing(context)?;
             let from = peer.allocate(64, MemoryKind::Device)?.all();
             there.write(&from, vec![1; 64])?;
             there.synchronize()?;
             let link = context.device().create_peer_stream(&peer)?;
-            for value in 0..1000u32 {
-                if there.fill(&from, &value.to_le_bytes()).is_err() {
-                    break;
-                }
-            }
-            ensure_kind!(there.synchronize(), ErrorKind::DeviceLost, "the peer's synchronisation");
+            lose(&there, &from)?;
             let to = context.upload(&link, &[5; 64])?;
             let copied = link.copy(&to, &from).and_then(|()| link.synchronize_timeout(PATIENCE));
             ensure_kind!(copied, ErrorKind::Link, "a copy from the lost device");
